@@ -1,0 +1,192 @@
+"""Train the compact MASt3R on procedural pairs rendered as it goes; run in chunks, resume exactly, export.
+
+    train_compact.py train RUN --minutes 25            # again and again, until the schedule ends
+    train_compact.py measure RUN                       # views and pairs a second of this device, no training
+    train_compact.py validate RUN [--classical]        # fixed unseen scenes: the network, or the classical predictor
+    train_compact.py export RUN FOLDER                 # averaged weights, half precision, for sparse_ga/weights/compact
+    train_compact.py pack RUN FOLDER                   # the same in files of at most 15 MiB, to carry between machines
+    train_compact.py train RUN2 --start FOLDER         # a new schedule from packed weights
+
+Leaves RUN/last.safetensors (a checkpoint a minute), RUN/metrics.jsonl and RUN/plots.html.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from sparse_ga.network.model import AsymmetricMASt3R
+from sparse_ga.synthetic.procedural.pool import Pool
+from sparse_ga.synthetic.procedural.scene import SceneConfig, render_batch
+from sparse_ga.training.checkpoints import averaged_weights, export_parts, load_parts
+from sparse_ga.training.compact_task import CompactTask, CompactTaskConfig, architecture
+from sparse_ga.training.loop import Chunk, LoopConfig, run
+from sparse_ga.training.metrics import Record
+from sparse_ga.training.validation import UnseenPair, score_predictor, unseen_pairs
+
+UNSEEN_SEED = 901
+
+
+def _unseen(args: argparse.Namespace) -> list[UnseenPair]:
+    """The fixed validation pairs; their objects are rendered into RUN/unseen at the first use."""
+    folder = args.run / "unseen"
+    folder.mkdir(parents=True, exist_ok=True)
+    config = SceneConfig(1, 6, args.side, args.side, grid=48, plain_share=0.5)
+    return unseen_pairs(Pool(folder, config, UNSEEN_SEED, args.device), args.unseen)
+
+
+def _validator(pairs: list[UnseenPair], args: argparse.Namespace) -> Callable[[AsymmetricMASt3R], Record]:
+    """Scores a network on `pairs`, masked as the arguments say."""
+    from sparse_ga.config import ForwardConfig
+    from sparse_ga.predictors.compact import SmallNetworkPredictor
+
+    config = ForwardConfig(device=args.device, mask_mode=args.mode)
+
+    def score(model: AsymmetricMASt3R) -> Record:
+        return score_predictor(SmallNetworkPredictor(model, config, args.side), pairs)
+
+    return score
+
+
+def _config(args: argparse.Namespace) -> CompactTaskConfig:
+    return CompactTaskConfig(
+        size=args.size,
+        side=args.side,
+        objects=args.objects,
+        views=args.views,
+        rendered_steps=args.rendered_steps,
+        correspondences=args.correspondences,
+        seed=args.seed,
+    )
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train from the last checkpoint for the time given."""
+    torch.backends.cuda.matmul.allow_tf32 = True
+    loop = LoopConfig(
+        steps=args.steps,
+        learning_rate=args.rate,
+        warmup=max(1, min(1000, args.steps // 10)),
+        weight_decay=0.05,
+        average_decay=0.9995,
+        validate_every=args.validate_every,
+    )
+    initial = None if args.start is None else load_parts(args.start)
+    validator = _validator(_unseen(args), args) if args.unseen > 0 else None
+    task = CompactTask(_config(args), validator, initial)
+    state = run(task, loop, args.run, torch.device(args.device), Chunk(args.minutes))
+    print(f"step {state.step} of {loop.steps}; {args.run / 'metrics.jsonl'}, {args.run / 'plots.html'}")
+
+
+def _seconds(work: Callable[[int], object], device: torch.device, count: int = 5) -> float:
+    """Mean wall time of one call after two warm-up calls."""
+    for index in range(2):
+        work(index)
+    _wait(device)
+    begun = time.perf_counter()
+    for index in range(count):
+        work(index + 2)
+    _wait(device)
+    return (time.perf_counter() - begun) / count
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Print rendered views a second and trained pairs a second."""
+    device, config = torch.device(args.device), _config(args)
+    scene = SceneConfig(config.objects * config.rendered_steps, config.views, config.side, config.side)
+    rendering = _seconds(lambda index: render_batch(scene, 5, index, device), device)
+    task = CompactTask(config, None)
+    model = task.build().to(device)
+    learning = _seconds(lambda index: task.loss(model, index)[0].backward(), device, 4 * config.rendered_steps)
+    views = config.objects * config.views
+    figures = {
+        "views_per_s": views * config.rendered_steps / rendering,
+        "pairs_per_s": views / 2 / learning,  # rendering included
+        "seconds_per_step": learning,
+    }
+    if device.type == "cuda":
+        figures["peak_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    print(json.dumps({"device": name, **{k: round(v, 3) for k, v in figures.items()}}))
+
+
+def _averaged(args: argparse.Namespace) -> AsymmetricMASt3R:
+    weights, settings, _ = averaged_weights(args.run / "last.safetensors")
+    model = AsymmetricMASt3R(architecture(settings["task"]["size"], settings["task"]["side"]))
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def validate(args: argparse.Namespace) -> None:
+    """Print the metrics of the averaged network, or of the classical predictor, on the fixed unseen pairs."""
+    if args.classical:
+        from sparse_ga.predictors.classical import ClassicalPredictor
+
+        metrics = score_predictor(ClassicalPredictor(), _unseen(args))
+    else:
+        metrics = _validator(_unseen(args), args)(_averaged(args).to(args.device))
+    print(json.dumps({k: round(v, 4) for k, v in metrics.items()}))
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write the averaged weights in half precision."""
+    from sparse_ga.network.checkpoint import save_model
+
+    info = save_model(_averaged(args), args.output, "Apache-2.0", half=True)
+    print(f"{args.output}: {info.size_bytes / 1e6:.1f} MB, {info.parameters / 1e6:.1f} M parameters")
+
+
+def pack(args: argparse.Namespace) -> None:
+    """Write the averaged weights in half precision in files small enough to carry."""
+    weights, _, step = averaged_weights(args.run / "last.safetensors")
+    paths = export_parts(args.output, weights)
+    print(f"step {step}: " + ", ".join(f"{path} {path.stat().st_size / 1e6:.1f} MB" for path in paths))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=["train", "measure", "validate", "export", "pack"])
+    parser.add_argument("run", type=Path, help="folder of the run: checkpoints, metrics, validation scenes")
+    parser.add_argument("output", type=Path, nargs="?", help="export, pack: where the weights go")
+    for name, value, text in (
+        ("side", 256, "long side of the images in px"),
+        ("objects", 16, "objects in a batch"),
+        ("views", 4, "views of an object, in pairs"),
+        ("rendered-steps", 4, "steps whose objects are rendered together"),
+        ("correspondences", 1024, "correspondences of a pair in the matching loss"),
+        ("steps", 60000, "length of the whole schedule"),
+        ("validate-every", 1000, "steps between validations"),
+        ("unseen", 40, "objects of the validation; 0: none while training, and no need of pydantic"),
+        ("seed", 0, "seed of weights and batches"),
+        ("threads", 1, "threads of torch"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=value, help=text)
+    parser.add_argument("--size", choices=["patch8", "patch16", "tiny"], default="patch8", help="which network")
+    parser.add_argument("--mode", choices=["tokens", "fill", "context"], default="tokens", help="masking in validation")
+    parser.add_argument("--start", type=Path, default=None, help="train: packed weights to start from")
+    parser.add_argument("--classical", action="store_true", help="validate: the classical predictor instead")
+    parser.add_argument("--rate", type=float, default=5e-4, help="peak learning rate")
+    parser.add_argument("--minutes", type=float, default=None, help="stop after this long; run again to go on")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run one action."""
+    args = _arguments()
+    torch.set_num_threads(args.threads)
+    {"train": train, "measure": measure, "validate": validate, "export": export, "pack": pack}[args.action](args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Camera poses the user gave: the frame and scale they fix, and where they place views."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparse_ga.geometry.cameras import rays
+from sparse_ga.geometry.transforms import make, nearest_rotation
+from sparse_ga.products import Array, View
+
+
+@dataclass(frozen=True)
+class KnownPoses:
+    """Poses given for some of N views, and what follows from them.
+
+    `metric` says whether they fix the scale: two cameras in different places do. `object_centre` is the point nearest
+    to the rays through the middles of the masks, a stand-in for the object where nothing else tells a view's depth.
+    """
+
+    given: Array  # (N,) bool
+    world_from_cam: Array  # (N, 4, 4), identity where not given
+    metric: bool
+    object_centre: Array  # (3,)
+
+
+def known_poses(views: Sequence[View], intrinsics: Array) -> KnownPoses:
+    """The given poses of `views`; `intrinsics` (N, 3, 3), working px, aim the rays."""
+    given = np.array([view.world_from_cam is not None for view in views], bool)
+    poses = np.tile(np.eye(4), (len(views), 1, 1))
+    for n, view in enumerate(views):
+        if view.world_from_cam is not None:
+            poses[n] = view.world_from_cam
+    places = poses[given, :3, 3]
+    apart = np.linalg.norm(places - places.mean(0), axis=-1).max() if given.any() else 0.0
+    size = np.abs(places).max(initial=0.0)
+    metric = bool(apart > 1e-9 * max(size, 1e-12) and apart > 0)
+    centre = np.zeros(3)
+    if metric:
+        seen = [n for n in np.flatnonzero(given).tolist() if views[n].mask.any()]
+        middles = [np.stack(np.nonzero(views[n].mask)[::-1], -1).mean(0) for n in seen]
+        aim = [poses[n, :3, :3] @ rays(intrinsics[n], middle[None])[0] for n, middle in zip(seen, middles)]
+        centre = _nearest_point(poses[seen, :3, 3], np.array(aim).reshape(-1, 3))
+    return KnownPoses(given, poses, metric, centre)
+
+
+def _nearest_point(origins: Array, directions: Array) -> Array:
+    """Point (3,) nearest to lines from `origins` (K, 3) along `directions` (K, 3), in the least-squares sense."""
+    unit = directions / np.linalg.norm(directions, axis=-1, keepdims=True)
+    across = np.eye(3) - unit[:, :, None] * unit[:, None, :]  # (K, 3, 3)
+    system = across.sum(0) + 1e-9 * np.eye(3)
+    return np.linalg.solve(system, (across @ origins[:, :, None]).sum(0)[:, 0])
+
+
+def depth_of_centre(known: KnownPoses, view: int) -> float:
+    """Depth of the object's centre in a given camera; 1 if it would be behind it."""
+    pose = known.world_from_cam[view]
+    depth = float((known.object_centre - pose[:3, 3]) @ pose[:3, 2])
+    return depth if depth > 0 else 1.0
+
+
+def frame_from_given(world_from_view: Array, members: Array, known: KnownPoses) -> Array:
+    """Similarity (4, 4) that takes a component's frame to the frame of the given poses.
+
+    `world_from_view` (N, 4, 4) are the component's similarities, `members` (N,) bool. With two given views or more in
+    different places, their rotations and centres decide; with one, its pose, and the depth of the object's centre
+    gives the scale. At least one member must have a given pose.
+    """
+    index = np.flatnonzero(members & known.given)
+    scale = np.cbrt(np.linalg.det(world_from_view[index, :3, :3]))
+    rotations = world_from_view[index, :3, :3] / scale[:, None, None]
+    turns = known.world_from_cam[index, :3, :3] @ np.swapaxes(rotations, -1, -2)
+    rotation = nearest_rotation(np.median(turns, axis=0))
+    here, there = world_from_view[index, :3, 3] @ rotation.T, known.world_from_cam[index, :3, 3]
+    spread_here = np.linalg.norm(here - here.mean(0), axis=-1)
+    spread_there = np.linalg.norm(there - there.mean(0), axis=-1)
+    if len(index) >= 2 and spread_here.max() > 1e-9 and spread_there.max() > 1e-9:
+        size = float(np.median(spread_there[spread_here > 1e-9] / spread_here[spread_here > 1e-9]))
+    elif known.metric:
+        size = depth_of_centre(known, int(index[0])) / float(scale[0])
+    else:
+        size = 1.0
+    return make(rotation, np.median(there - size * here, axis=0), size)

@@ -1,0 +1,1 @@
+"""What the sub-commands of `sparse-ga` do; imported only when asked for, so that the command starts at once."""

@@ -1,0 +1,42 @@
+"""`sparse-ga demo`: a rendered object, reconstructed and compared with the truth."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from sparse_ga.errors import OutputError
+from sparse_ga.progress import Reporter
+
+
+def demo(args: argparse.Namespace, reporter: Reporter) -> int:
+    """Render, reconstruct, compare, write the outputs."""
+    from sparse_ga.commands.run import top_names, write_outputs
+    from sparse_ga.config import Config
+    from sparse_ga.demo import DEMO_SCENE, run_demo
+    from sparse_ga.pipeline import make_job
+    from sparse_ga.predictors.loading import load_predictor
+
+    out, predictor = Path(args.out), args.predictor or "classical"
+    scene = DEMO_SCENE if args.views is None else dataclasses.replace(DEMO_SCENE, views=args.views)
+    reporter.info(f"rendering {scene.views} photographs of a turning object before a still background")
+    try:
+        result = run_demo(out, scene, predictor, reporter)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({error.strerror}); choose another folder with --out") from None
+    config = Config()
+    job = make_job(out / "images", out / "masks", load_predictor(predictor, config.forward), config)
+    files = write_outputs(result.reconstruction, out, out / "cache", job)
+    metrics = {
+        name: float(value) if isinstance(value, (float, np.floating)) else value
+        for name, value in {**dataclasses.asdict(result.cameras), **dataclasses.asdict(result.surface)}.items()
+        if isinstance(value, (int, float, np.floating, np.integer))
+    }
+    reporter.event("summary", **metrics, off_object=result.off_object, files=[str(path) for path in files])
+    if reporter.mode != "json":
+        print(result.format())
+        reporter.info(f"files  {', '.join(top_names(files, out))} in {out}")
+    return 0 if result.reconstruction.registered.any() else 3

@@ -1,0 +1,84 @@
+"""`sparse-ga status` and `sparse-ga clean`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sparse_ga.commands.jobs import cache_of, load_record
+from sparse_ga.progress import Reporter
+from sparse_ga.status import StageStatus, dropped_pairs, removable
+from sparse_ga.status import status as stage_statuses
+from sparse_ga.store import Store
+
+_MOST_PAIRS = 12
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
+
+
+def _row(item: StageStatus) -> str:
+    if item.total is None:
+        state, count = "waiting", ""
+    elif item.total == 0:
+        state, count = "not needed", ""
+    elif item.done == item.total:
+        state, count = "done", f"{item.done}"
+    else:
+        state, count = "partly" if item.done else "missing", f"{item.done} of {item.total}"
+    note = f"stale: {', '.join(item.stale)}" if item.stale else ""
+    if item.other_bytes:
+        note += f"{'; ' if note else ''}{_megabytes(item.other_bytes)} of other settings"
+    return f"{item.stage:<12}{state:<11}{count:>12}  {_megabytes(item.size_bytes):>11}  {note}".rstrip()
+
+
+def status(args: argparse.Namespace, reporter: Reporter) -> int:
+    """A table of stages, and which pairs were dropped and why."""
+    cache = cache_of(Path(args.folder))
+    job, store = load_record(cache).job(load=False), Store(cache)
+    items = stage_statuses(job, store)
+    dropped = dropped_pairs(job, store)
+    for item in items:
+        reporter.event(
+            "stage",
+            stage=item.stage,
+            done=item.done,
+            total=item.total,
+            size_bytes=item.size_bytes,
+            stale=list(item.stale),
+            other_bytes=item.other_bytes,
+        )
+    reporter.event("dropped_pairs", pairs=[{"pair": pair, "reason": reason} for pair, reason in dropped])
+    if reporter.mode == "json":
+        return 0
+    print(f"{'stage':<12}{'state':<11}{'artifacts':>12}  {'size':>11}")
+    for item in items:
+        print(_row(item))
+    shown = dropped if args.verbose else dropped[:_MOST_PAIRS]
+    if dropped:
+        print(f"\n{len(dropped)} pairs dropped:")
+    for pair, reason in shown:
+        print(f"  {pair}: {reason}")
+    if len(shown) < len(dropped):
+        print(f"  ... and {len(dropped) - len(shown)} more (-v shows all)")
+    return 0
+
+
+def clean(args: argparse.Namespace, reporter: Reporter) -> int:
+    """Remove what later stages no longer need."""
+    cache = cache_of(Path(args.folder))
+    job, store = load_record(cache).job(load=False), Store(cache)
+    files = removable(job, store, args.keep or [], args.stale)
+    sizes: dict[str, int] = {}
+    for path in files:
+        sizes[path.parent.name] = sizes.get(path.parent.name, 0) + path.stat().st_size
+        if not args.dry_run:
+            path.unlink(missing_ok=True)
+    total = sum(sizes.values())
+    reporter.event("summary", freed_bytes=total, files=len(files), stages=sizes, dry_run=args.dry_run)
+    if reporter.mode != "json":
+        verb = "would be freed" if args.dry_run else "freed"
+        detail = ", ".join(f"{name} {_megabytes(size)}" for name, size in sizes.items())
+        reporter.info(f"{_megabytes(total)} {verb}{f' ({detail})' if detail else ''}")
+    return 0

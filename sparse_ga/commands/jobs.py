@@ -1,0 +1,150 @@
+"""What a run was asked for, kept in its cache, so that status, stage, clean and export need only the folder."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sparse_ga.config import Config, ConfigError, load_config
+from sparse_ga.errors import InputError
+from sparse_ga.io.cameras_file import read_cameras
+from sparse_ga.pipeline import make_job
+from sparse_ga.predictors.loading import NAMES, PredictorRecord, load_predictor
+from sparse_ga.stages.job import Job
+from sparse_ga.store import write_atomically
+
+RECORD = "job.json"
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """The arguments of a run, all paths absolute."""
+
+    images: tuple[str, ...]  # a folder or pattern, or files
+    masks: str | None
+    cameras: str | None
+    preset: str | None
+    overrides: dict[str, Any]
+    out: str
+    predictor: PredictorRecord | None = None  # of the last run
+    seconds: dict[str, float] = field(default_factory=dict)  # of each stage, when it last computed anything
+
+    @property
+    def config(self) -> Config:
+        """The preset with the overrides on top; raises `ConfigError`."""
+        return load_config(self.preset, self.overrides)
+
+    def save(self, cache: Path) -> None:
+        """Write the record into a cache folder."""
+        text = json.dumps(dataclasses.asdict(self), indent=1)
+        write_atomically(cache / RECORD, text.encode())
+
+    def job(self, load: bool = True) -> Job:
+        """Find and hash the inputs, and load the predictor, or a stand-in for it; raises `InputError`."""
+        config = self.config
+        cameras = None if self.cameras is None else read_cameras(Path(self.cameras))
+        images: Any = self.images[0] if len(self.images) == 1 else list(self.images)
+        if load or self.predictor is None:
+            predictor = load_predictor(config.predictor, config.forward)
+        else:
+            predictor = self.predictor.predictor()
+        return make_job(images, self.masks, predictor, config, cameras)
+
+
+def cache_of(folder: Path) -> Path:
+    """The cache folder that `folder` (an output folder or a cache) means; raises `InputError` when it is neither."""
+    for candidate in (folder, folder / "cache"):
+        if (candidate / RECORD).is_file():
+            return candidate
+    pointer = folder / "cache.txt"
+    if pointer.is_file():
+        return Path(pointer.read_text(encoding="utf-8").strip())
+    raise InputError(f"{folder}: no run has been here; give the --out or --cache folder of an earlier `sparse-ga run`")
+
+
+def load_record(cache: Path) -> JobRecord:
+    """The record in a cache folder; raises `InputError` when it cannot be read."""
+    path = cache / RECORD
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        predictor = None if values["predictor"] is None else PredictorRecord(**values["predictor"])
+        return JobRecord(**{**values, "images": tuple(values["images"]), "predictor": predictor})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); start again with `sparse-ga run`") from None
+
+
+def earlier_seconds(cache: Path) -> dict[str, float]:
+    """How long the stages took in earlier runs with this cache, as far as its record tells."""
+    try:
+        return load_record(cache).seconds
+    except InputError:
+        return {}
+
+
+def parse_settings(settings: list[str]) -> dict[str, Any]:
+    """Nested overrides from ``section.field=value`` words; values are TOML, or strings where they are not.
+
+    Raises `ConfigError` for a word without `=`.
+    """
+    from sparse_ga.config import tomllib
+
+    overrides: dict[str, Any] = {}
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals or not path.strip():
+            raise ConfigError(f"--set {setting}: write section.field=value, for example match.min_matches=20")
+        try:
+            value = tomllib.loads(f"value = {text.strip()}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = None if text.strip().lower() in ("none", "null") else text.strip()
+        section = overrides
+        *parents, name = path.strip().split(".")
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise ConfigError(f"--set {setting}: {parent} is a value, not a section")
+        section[name] = value
+    return overrides
+
+
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Nested `base` with nested `changes` on top."""
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def absolute(path: str | None) -> str | None:
+    """`path` from the root; None stays None."""
+    return None if path is None else str(Path(path).absolute())
+
+
+def _make_paths_absolute(overrides: dict[str, Any]) -> None:
+    """Settings that name files must mean the same from another working folder."""
+    predictor = overrides.get("predictor")
+    if isinstance(predictor, str) and predictor not in NAMES and Path(predictor).exists():
+        overrides["predictor"] = absolute(predictor)
+    pairs = overrides.get("pairs")
+    if isinstance(pairs, dict) and isinstance(pairs.get("pairs_file"), str):
+        pairs["pairs_file"] = absolute(pairs["pairs_file"])
+
+
+def record_from(args: argparse.Namespace, out: Path) -> JobRecord:
+    """The record of a `sparse-ga run` command line."""
+    overrides = parse_settings(args.set or [])
+    if args.object is not None:
+        overrides.setdefault("ingest", {})["object_id"] = args.object
+    if args.predictor is not None:
+        overrides["predictor"] = args.predictor
+    _make_paths_absolute(overrides)
+    preset = args.preset
+    if preset is not None and preset.endswith(".toml"):
+        preset = absolute(preset)
+    images = tuple(str(Path(image).absolute()) for image in args.images)
+    return JobRecord(images, absolute(args.masks), absolute(args.cameras), preset, overrides, str(out.absolute()))

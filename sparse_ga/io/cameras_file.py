@@ -1,0 +1,172 @@
+"""Known cameras: a JSON file by image name, or a COLMAP model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparse_ga.errors import InputError
+from sparse_ga.io.resample import compare_sizes
+from sparse_ga.products import Array
+
+_UNDISTORTED = {"SIMPLE_PINHOLE": 3, "PINHOLE": 4}
+
+
+@dataclass(frozen=True, eq=False)
+class GivenCamera:
+    """What the user knows of one photograph's camera."""
+
+    intrinsics: Array | None = None  # (3, 3) float64, source px, integer coordinates are pixel centres
+    world_from_cam: Array | None = None  # (4, 4) float64, OpenCV axes
+    size: tuple[int, int] | None = None  # (W, H) the intrinsics refer to
+
+    def intrinsics_for(self, size: tuple[int, int], name: str) -> Array | None:
+        """Intrinsics (3, 3) for a photograph of `size` (W, H), scaled if they were given for another size.
+
+        Raises `InputError` when the two sizes differ in ratio.
+        """
+        if self.intrinsics is None or self.size is None or self.size == size:
+            return self.intrinsics
+        if compare_sizes(self.size, size) != "proportional":
+            raise InputError(
+                f"{name}: its camera is given for {self.size[0]}x{self.size[1]} but the photograph is "
+                f"{size[0]}x{size[1]}; give the camera of this photograph"
+            )
+        scale = max(size) / max(self.size)
+        shift = (scale - 1) / 2
+        return np.array([[scale, 0, shift], [0, scale, shift], [0, 0, 1.0]]) @ self.intrinsics
+
+
+def _matrix(value: Any, sides: tuple[int, ...], what: str) -> Array | None:
+    """`value` as finite numbers of shape `sides`; None stays None."""
+    if value is None:
+        return None
+    try:
+        matrix = np.asarray(value, dtype=float)
+    except (TypeError, ValueError):
+        raise InputError(f"{what} must hold {'x'.join(map(str, sides))} numbers") from None
+    if matrix.shape == (3, 4) and sides == (4, 4):
+        matrix = np.concatenate([matrix, [[0, 0, 0, 1.0]]])
+    if matrix.shape != sides or not np.isfinite(matrix).all():
+        raise InputError(f"{what} must hold {'x'.join(map(str, sides))} finite numbers, found shape {matrix.shape}")
+    return matrix
+
+
+def check_intrinsics(value: Any, name: str) -> Array | None:
+    """Intrinsics (3, 3) of a pinhole camera; raises `InputError` for anything else."""
+    matrix = _matrix(value, (3, 3), f"{name}: K")
+    if matrix is None:
+        return None
+    skew = abs(matrix[0, 1]) + abs(matrix[1, 0])
+    if min(matrix[0, 0], matrix[1, 1]) <= 0 or skew > 1e-6 * matrix[0, 0] or not np.allclose(matrix[2], [0, 0, 1]):
+        raise InputError(f"{name}: K must be [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] with positive focal lengths")
+    return matrix
+
+
+def check_pose(value: Any, name: str) -> Array | None:
+    """Rigid transform world_from_cam (4, 4); raises `InputError` for anything else."""
+    matrix = _matrix(value, (4, 4), f"{name}: cam2w")
+    if matrix is None:
+        return None
+    rotation = matrix[:3, :3]
+    rigid = np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3) and np.linalg.det(rotation) > 0
+    if not rigid or not np.allclose(matrix[3], [0, 0, 0, 1]):
+        raise InputError(f"{name}: cam2w must be a rotation and a translation, without scale or mirroring")
+    return matrix
+
+
+def _read_json(path: Path) -> dict[str, GivenCamera]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: the cameras file cannot be read as JSON ({error})") from None
+    if not isinstance(content, dict) or not all(isinstance(item, dict) for item in content.values()):
+        raise InputError(f'{path}: expected {{"image name": {{"K": 3x3, "cam2w": 4x4, "size": [W, H]}}, ...}}')
+    cameras = {}
+    for name, item in content.items():
+        unknown = set(item) - {"K", "cam2w", "size"}
+        if unknown:
+            raise InputError(f"{path}: {name}: unknown field {sorted(unknown)[0]!r}; known are K, cam2w and size")
+        where = f"{path}: {name}"
+        size = _matrix(item.get("size"), (2,), f"{where}: size")
+        cameras[name] = GivenCamera(
+            check_intrinsics(item.get("K"), where),
+            check_pose(item.get("cam2w"), where),
+            None if size is None else (int(size[0]), int(size[1])),
+        )
+    return cameras
+
+
+def _colmap_intrinsics(camera: Any, where: str) -> Array:
+    """Intrinsics (3, 3) with integer pixel centres; COLMAP counts from the image's corner, half a pixel further."""
+    model = str(camera.model.name)
+    pinhole = _UNDISTORTED.get(model)
+    extra = np.asarray(camera.params)[3 if model.startswith(("SIMPLE", "RADIAL")) else 4 :]
+    if pinhole is None and (not model.startswith(("SIMPLE_RADIAL", "RADIAL", "OPENCV")) or np.abs(extra).max() > 0):
+        raise InputError(f"{where}: {model} cameras with distortion; run `colmap image_undistorter` and use its output")
+    matrix = np.asarray(camera.calibration_matrix(), float)
+    matrix[:2, 2] -= 0.5
+    return matrix
+
+
+def _read_colmap(folder: Path) -> dict[str, GivenCamera]:
+    import pycolmap
+
+    try:
+        model = pycolmap.Reconstruction(str(folder))
+    except Exception as error:  # pycolmap raises what its C++ throws
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{folder}: not a COLMAP model ({first})") from None
+    cameras = {}
+    for image in model.images.values():
+        camera = model.cameras[image.camera_id]
+        world_from_cam = np.eye(4)
+        world_from_cam[:3] = image.cam_from_world().inverse().matrix()
+        where = f"{folder}: {image.name}"
+        cameras[Path(image.name).name] = GivenCamera(
+            _colmap_intrinsics(camera, where), world_from_cam, (int(camera.width), int(camera.height))
+        )
+    return cameras
+
+
+def _model_folder(folder: Path) -> Path | None:
+    for candidate in (folder, folder / "sparse" / "0", folder / "sparse"):
+        if any((candidate / f"cameras{suffix}").is_file() for suffix in (".bin", ".txt")):
+            return candidate
+    return None
+
+
+def read_cameras(path: Path) -> dict[str, GivenCamera]:
+    """Cameras by image name, from a JSON file or from a folder with a COLMAP model (text or binary).
+
+    JSON: ``{"name": {"K": 3x3, "cam2w": 4x4, "size": [W, H]}}``, each field optional, in source pixels whose integer
+    coordinates are pixel centres. Raises `InputError`.
+    """
+    if path.is_dir():
+        folder = _model_folder(path)
+        if folder is None:
+            raise InputError(
+                f"{path}: no COLMAP model here (cameras.bin or cameras.txt); give its folder or a JSON file"
+            )
+        return _read_colmap(folder)
+    if not path.exists():
+        raise InputError(f"{path}: there is no such cameras file; check --cameras")
+    return _read_json(path)
+
+
+def assign_cameras(names: Sequence[str], cameras: Mapping[str, GivenCamera], where: str) -> list[GivenCamera | None]:
+    """The camera of each image, found by file name or by stem; None where there is none.
+
+    Raises `InputError` when not a single name fits.
+    """
+    by_stem = {Path(name).stem: camera for name, camera in cameras.items()}
+    found = [cameras.get(name) or by_stem.get(Path(name).stem) for name in names]
+    if cameras and not any(found):
+        example = next(iter(cameras))
+        raise InputError(f"{where}: no camera fits an image name (cameras: {example!r}, images: {names[0]!r})")
+    return found

@@ -1,0 +1,134 @@
+"""One entry for every export format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from sparse_ga.config import ExportConfig
+from sparse_ga.errors import InputError
+from sparse_ga.io import colmap, depthmaps, gaussian, glb, nerfstudio, npz, ply, sidecar
+from sparse_ga.products import Array, Reconstruction
+
+LoadSource = Callable[[int], tuple[Array, Array]]
+"""Source photograph (H, W, 3) uint8 and mask (H, W) bool of view n."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    reconstruction: Reconstruction
+    out_dir: Path
+    load_source: LoadSource | None
+    config: ExportConfig
+
+    def write(self, name: str, data: bytes) -> Path:
+        path = self.out_dir / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        return path
+
+    def photographs(self, name: str) -> LoadSource:
+        if self.load_source is None:
+            raise InputError(f"export format {name!r} needs the photographs: give load_source, or run from the cache")
+        return self.load_source
+
+    def images(self, background: str) -> gaussian.ImageOptions:
+        wanted = "transparent" if self.config.rgba else self.config.background
+        return gaussian.ImageOptions(self.config.centering, background if wanted == "auto" else wanted)  # type: ignore[arg-type]
+
+
+def _ply(job: _Job) -> list[Path]:
+    r = job.reconstruction
+    written = [job.write("points.ply", ply.encode_points(r.points, r.colors, r.normals, r.point_confidence))]
+    if len(r.mesh.faces):
+        written.append(job.write("mesh.ply", ply.encode_mesh(r.mesh)))
+    return written
+
+
+def _glb(job: _Job) -> list[Path]:
+    written = [job.write("points.glb", glb.encode_glb(job.reconstruction, surface=False))]
+    if len(job.reconstruction.mesh.faces):
+        written.append(job.write("mesh.glb", glb.encode_glb(job.reconstruction, surface=True)))
+    return written
+
+
+def _colmap(job: _Job) -> list[Path]:
+    return colmap.write_colmap(job.reconstruction, job.out_dir / "colmap")
+
+
+def _colmap_text(job: _Job) -> list[Path]:
+    return colmap.write_colmap(job.reconstruction, job.out_dir / "colmap_text", text=True)
+
+
+def _gaussian(job: _Job) -> list[Path]:
+    folder = job.out_dir / "3dgs"
+    return gaussian.write_gaussian(job.reconstruction, folder, job.photographs("3dgs"), job.images("black"))
+
+
+def _nerfstudio(job: _Job) -> list[Path]:
+    folder = job.out_dir / "nerfstudio"
+    options = gaussian.ImageOptions("off", job.images("keep").background)
+    return nerfstudio.write_nerfstudio(job.reconstruction, folder, job.photographs("nerfstudio"), options)
+
+
+def _depth(job: _Job) -> list[Path]:
+    r = job.reconstruction
+    views = [int(n) for n in np.nonzero(r.registered)[0]]
+    unit = depth_png_unit(r)
+    written = []
+    for n in views:
+        stem = str(PurePosixPath(r.names[n]).with_suffix(""))
+        png = depthmaps.encode_depth_png(depthmaps.source_depth(r, n), unit)
+        written.append(job.write(f"depth/{stem}.png", png))
+        written.append(job.write(f"depth/{stem}.npz", depthmaps.encode_depth_npz(r, n)))
+    return written
+
+
+def _npz(job: _Job) -> list[Path]:
+    return [job.write("reconstruction.npz", npz.encode_reconstruction(job.reconstruction))]
+
+
+_WRITERS: dict[str, Callable[[_Job], list[Path]]] = {
+    "ply": _ply,
+    "glb": _glb,
+    "colmap": _colmap,
+    "colmap-text": _colmap_text,
+    "3dgs": _gaussian,
+    "nerfstudio": _nerfstudio,
+    "depth": _depth,
+    "npz": _npz,
+}
+
+FORMATS: tuple[str, ...] = tuple(_WRITERS)
+
+
+def depth_png_unit(reconstruction: Reconstruction) -> float:
+    """World units of one level of the depth PNGs: the largest depth of all views takes the last level."""
+    depth = reconstruction.depthmaps.depth
+    return depthmaps.depth_levels([depth]) if len(depth) else 1.0
+
+
+def export(
+    reconstruction: Reconstruction,
+    out_dir: Path | str,
+    formats: Sequence[str],
+    load_source: LoadSource | None = None,
+    config: ExportConfig | None = None,
+) -> list[Path]:
+    """Write `reconstruction` into `out_dir` in every one of `formats` (see `FORMATS`); returns the files written.
+
+    `load_source` gives the photographs, for formats that hold pictures. A sidecar ``scene.json`` tells units, frame
+    and conventions. Unregistered views leave no trace but their reason there. The same reconstruction and options give
+    the same bytes. Raises `InputError` for an unknown format, or when photographs are needed and not given.
+    """
+    job = _Job(reconstruction, Path(out_dir), load_source, config or ExportConfig())
+    unknown = [name for name in formats if name not in _WRITERS]
+    if unknown:
+        raise InputError(f"unknown export format {unknown[0]!r}; choose from {', '.join(FORMATS)}")
+    written = [path for name in dict.fromkeys(formats) for path in _WRITERS[name](job)]
+    unit = depth_png_unit(reconstruction) if "depth" in formats else None
+    written.append(job.write(sidecar.SIDECAR, sidecar.encode_sidecar(reconstruction, unit)))
+    return written

@@ -1,0 +1,152 @@
+"""Photographs: finding them, reading them upright as 8-bit RGB, and the focal length their EXIF data tells."""
+
+from __future__ import annotations
+
+import glob
+import math
+import re
+import struct
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from sparse_ga.errors import InputError
+from sparse_ga.products import Array
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
+_EXIF_FOLDER = 0x8769
+_FOCAL_35MM = 0xA405
+_DIAGONAL_35MM = math.hypot(36.0, 24.0)
+_UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, zlib.error, IndexError, KeyError, EOFError)
+
+ImagesArgument = str | Path | Sequence[str | Path]
+
+
+@dataclass(frozen=True, eq=False)
+class Photograph:
+    """A photograph at source resolution, turned upright."""
+
+    image: Array  # (H, W, 3) uint8
+    alpha: Array | None  # (H, W) bool, None without a channel of its own or when it is opaque everywhere
+    focal_px: float | None  # source px, from the 35 mm equivalent
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return int(self.image.shape[1]), int(self.image.shape[0])
+
+
+def natural_order(path: Path) -> tuple[list[tuple[int, str | int]], str]:
+    """Sorting key by which img2 comes before img10."""
+    parts = re.split(r"(\d+)", path.name)
+    return [(1, int(part)) if part.isdigit() else (0, part.lower()) for part in parts], str(path)
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is taken for a photograph: by its extension, and not named as a mask."""
+    return path.suffix.lower() in SUFFIXES and not path.name.lower().endswith(".mask.png") and path.is_file()
+
+
+def _candidates(images: ImagesArgument) -> list[Path]:
+    if not isinstance(images, (str, Path)):
+        return [Path(item) for item in images]
+    folder = Path(images)
+    if folder.is_dir():
+        files = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        found = sorted((path for path in files if is_image(path)), key=natural_order)
+        if not found:
+            others = Counter(path.suffix.lower() or "no extension" for path in files if path.is_file())
+            what = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(3)) or "no files"
+            raise InputError(f"{folder}: no photographs here ({what}); give a folder of JPEG, PNG, WebP or TIFF files")
+        return found
+    if folder.is_file():
+        return [folder]
+    found = sorted((Path(name) for name in glob.glob(str(images))), key=natural_order)
+    found = [path for path in found if is_image(path)]
+    if not found:
+        raise InputError(
+            f"{images}: there is no such folder or file; give a folder, a quoted pattern or a list of files"
+        )
+    return found
+
+
+def find_images(images: ImagesArgument) -> list[Path]:
+    """Paths of the photographs in a folder, of a pattern, or of a list, whose order is kept.
+
+    Raises `InputError` when there are none, one is missing, or two would go by the same name (masks, cameras and
+    outputs are found by file name).
+    """
+    paths = _candidates(images)
+    seen: dict[str, Path] = {}
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"{path}: there is no such file; check the list of photographs")
+        other = seen.setdefault(path.stem, path)
+        if other is not path:
+            raise InputError(f"{other} and {path} have one name; masks and cameras go by name: rename or remove one")
+    return paths
+
+
+def _to_bytes(image: Image.Image) -> tuple[Array, Array | None]:
+    """(H, W, 3) uint8 and alpha (H, W) uint8 of an image of any mode Pillow knows."""
+    if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I", "F"):
+        values = np.asarray(image).astype(np.float64)  # (H, W)
+        top = 1.0 if image.mode == "F" and values.max(initial=0) <= 1 else 65535.0
+        if image.mode != "F" and "16" not in image.mode and values.max(initial=0) <= 255:
+            top = 255.0
+        grey = np.clip(np.rint(values / top * 255), 0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, -1), None
+    has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+    if not has_alpha:
+        return np.asarray(image.convert("RGB")), None
+    rgba = np.asarray(image.convert("RGBA"))  # (H, W, 4)
+    return np.ascontiguousarray(rgba[..., :3]), rgba[..., 3]
+
+
+def _focal_px(image: Image.Image) -> float | None:
+    """Focal length in pixels from the 35 mm equivalent, which by CIPA DCG-001 relates the diagonals."""
+    try:
+        focal_mm = float(image.getexif().get_ifd(_EXIF_FOLDER).get(_FOCAL_35MM, 0))
+    except (*_UNREADABLE, TypeError, ZeroDivisionError):
+        return None
+    if not math.isfinite(focal_mm) or not 5 <= focal_mm <= 3000:
+        return None
+    return focal_mm / _DIAGONAL_35MM * math.hypot(*image.size)
+
+
+def open_image(path: Path, what: str = "photograph") -> Image.Image:
+    """The whole image in memory, turned upright; raises `InputError` when it is missing, broken or cut off."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd metadata; what cannot be read raises
+            with Image.open(path) as image:
+                image.load()
+                return ImageOps.exif_transpose(image)
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such {what}") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{path}: this {what} is not an image Pillow can read; convert it to PNG or JPEG") from None
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{path}: this {what} is too large ({error}); make it smaller") from None
+    except _UNREADABLE as error:
+        reason = str(error).strip() or type(error).__name__
+        raise InputError(
+            f"{path}: this {what} is broken or cut off ({reason}); copy it again or leave it out"
+        ) from None
+
+
+def read_photograph(path: Path) -> Photograph:
+    """Read a JPEG, PNG, WebP or TIFF file (8 or 16 bit, grey, RGB, with or without alpha) upright.
+
+    Raises `InputError` naming the file when it cannot be read to its end.
+    """
+    image = open_image(path)
+    rgb, alpha = _to_bytes(image)
+    cut_out = None if alpha is None or (alpha >= 128).all() else alpha >= 128
+    return Photograph(rgb, cut_out, _focal_px(image))

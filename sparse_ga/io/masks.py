@@ -1,0 +1,135 @@
+"""Object masks: finding the file that belongs to a photograph, and reading it as True on the object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sparse_ga.errors import InputError
+from sparse_ga.io.images import open_image
+from sparse_ga.io.resample import compare_sizes, resize_mask
+from sparse_ga.products import Array
+
+MasksArgument = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
+
+_SUFFIXES = (".png", ".tif", ".tiff", ".webp", ".jpg", ".jpeg", ".bmp", ".gif")
+
+
+def _in_folder(image: Path, folder: Path) -> Path:
+    """The mask of `image` in `folder`: NAME.EXT.png (COLMAP), NAME.mask.png, or the same stem."""
+    names = [f"{image.name}.png", f"{image.stem}.mask.png", *(image.stem + suffix for suffix in _SUFFIXES)]
+    for name in names:
+        path = folder / name
+        if path.is_file() and not path.samefile(image):
+            return path
+    raise InputError(
+        f"{image}: no mask in {folder}; put one there as {image.stem}.png, {image.stem}.mask.png or {image.name}.png, "
+        "or leave the photograph out"
+    )
+
+
+def find_masks(images: Sequence[Path], masks: MasksArgument | None) -> list[Path | None]:
+    """The mask file of every photograph: from a folder, a list in the same order, or a mapping by name.
+
+    None when `masks` is None: alpha channels serve as masks then. Raises `InputError` naming what is missing.
+    """
+    if masks is None:
+        return [None] * len(images)
+    if isinstance(masks, Mapping):
+        by_name = {str(name): Path(path) for name, path in masks.items()}
+        missing = [path.name for path in images if path.name not in by_name and path.stem not in by_name]
+        if missing:
+            raise InputError(f"no mask is given for {missing[0]}; add it to the masks, or leave the photograph out")
+        return [by_name.get(path.name) or by_name[path.stem] for path in images]
+    if isinstance(masks, (str, Path)):
+        folder = Path(masks)
+        if folder.is_file() and len(images) == 1:
+            return [folder]
+        if not folder.is_dir():
+            raise InputError(f"{folder}: there is no such folder of masks; check --masks")
+        return [_in_folder(path, folder) for path in images]
+    if len(masks) != len(images):
+        raise InputError(f"{len(images)} photographs but {len(masks)} masks; give one mask for each, in the same order")
+    return [Path(path) for path in masks]
+
+
+def _refuse_photograph(path: Path, values: Array) -> None:
+    """Raise `InputError` when `values` (H, W) or (H, W, 3) look like a photograph: colours, or all shades of grey."""
+    if values.ndim == 3:
+        shades = len(np.unique(values.reshape(-1, 3).astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)))
+        continuous = shades > 1000
+    else:
+        grey = (values > 25) & (values < 230)
+        continuous = values.dtype == np.uint8 and len(np.unique(values)) > 100 and float(grey.mean()) > 0.3
+    if continuous:
+        raise InputError(f"{path}: this is a photograph, not a mask; are the folders of images and masks exchanged?")
+
+
+def _labels(path: Path, image: Image.Image) -> Array:
+    """Mask file as (H, W) labels, (H, W) soft values in [0, 255], or (H, W, 3) colours; alpha wins if it cuts out."""
+    if image.mode in ("RGBA", "LA", "PA"):
+        alpha = np.asarray(image.convert("RGBA"))[..., 3]
+        if alpha.min() < 128:
+            return alpha
+        image = image.convert("RGB")
+    if image.mode in ("P", "1", "L", "I", "F") or image.mode.startswith("I;16"):
+        return np.asarray(image)
+    colours = np.asarray(image.convert("RGB"))  # (H, W, 3)
+    grey = (colours[..., :1] == colours).all()
+    return colours[..., 0] if grey else colours
+
+
+def _is_soft(image: Image.Image, values: Array) -> bool:
+    """Whether values are degrees of being object (0 to white) and not labels: palette and small values are labels."""
+    if image.mode == "P" or values.dtype == bool:
+        return False
+    top = {np.dtype(np.uint8): 250, np.dtype(np.uint16): 65000}.get(values.dtype)
+    return values.dtype.kind == "f" or (top is not None and int(values.max(initial=0)) >= top)
+
+
+def _select(path: Path, image: Image.Image, object_id: int | None) -> Array:
+    """Foreground (h, w) bool of a mask file at its own size."""
+    values = _labels(path, image)
+    if image.mode != "P":
+        _refuse_photograph(path, values)
+    if values.ndim == 3:
+        if object_id is not None:
+            raise InputError(f"{path}: --object needs masks with one channel of integer labels, this one has colours")
+        coloured: Array = np.any(values, axis=-1)
+        return coloured
+    if object_id is not None:
+        return values == object_id
+    if not _is_soft(image, values):
+        return values != 0
+    white = 255 if values.dtype == np.uint8 else 65535 if values.dtype == np.uint16 else max(float(values.max()), 1e-9)
+    return values >= white / 2
+
+
+def read_mask(path: Path, size: tuple[int, int], object_id: int | None = None) -> Array:
+    """Foreground (H, W) bool of the photograph of `size` (W, H) that the mask file belongs to.
+
+    Grey values that reach white are degrees of being object, cut at one half; other integers are labels, of which
+    `object_id` picks one and None all but 0. A mask of another size is resized if its ratio fits. Raises
+    `InputError` when it does not, and when the file is broken or is a photograph.
+    """
+    image = open_image(path, "mask")
+    relation = compare_sizes(image.size, size)
+    if relation in ("turned", "different"):
+        hint = "the mask was made from the photograph before turning it upright" if relation == "turned" else ""
+        hint = hint or "make it from this photograph"
+        raise InputError(
+            f"{path}: the mask is {image.size[0]}x{image.size[1]} but its photograph {size[0]}x{size[1]}; {hint}"
+        )
+    return resize_mask(np.ascontiguousarray(_select(path, image, object_id)), size)
+
+
+def describe_label_choice(path: Path) -> str:
+    """Which labels a mask file holds, for messages: "labels 1, 2, 5"."""
+    values = _labels(path, open_image(path, "mask"))
+    if values.ndim == 3:
+        return "colours"
+    labels = [str(int(value)) for value in np.unique(values) if value != 0]
+    return ("labels " + ", ".join(labels[:8])) if labels else "no labels"

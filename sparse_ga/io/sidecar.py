@@ -1,0 +1,54 @@
+"""What a person or program needs to know of exported files: units, frame, conventions, views."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from sparse_ga.io.encode import encode_json
+from sparse_ga.products import Reconstruction
+
+SIDECAR = "scene.json"
+
+_CONVENTIONS = {
+    "camera_axes": "OpenCV: x right, y down, z forward; in transforms.json OpenGL: x right, y up, z backward",
+    "poses": "world_from_cam, 4x4, world points = world_from_cam @ camera points",
+    "pixels": "(x, y), integers are pixel centres here and in NPZ files; in those of COLMAP, 3DGS and nerfstudio "
+    "the origin is the corner of the first pixel: half a pixel more",
+    "depth": "z along the camera's axis, in world units",
+    "glb": "geometry in the world frame under a node that turns it by 180 degrees about x (glTF is y up)",
+}
+
+
+def encode_sidecar(reconstruction: Reconstruction, depth_unit: float | None) -> bytes:
+    """JSON with units, frame, cameras of the registered views, and why the others are not; `depth_unit` of PNGs."""
+    r = reconstruction
+    cameras = [
+        {
+            "name": r.names[n],
+            "size": [int(side) for side in r.source_sizes[n]],
+            "intrinsics": r.intrinsics[n].tolist(),
+            "world_from_cam": r.world_from_cam[n].tolist(),
+        }
+        for n in np.nonzero(r.registered)[0]
+    ]
+    return encode_json(
+        {
+            "units": r.report.units,
+            "frame": r.report.frame,
+            "object_diameter": r.report.diameter,
+            "conventions": _CONVENTIONS,
+            "depth_png_unit": depth_unit,
+            "depth_png_unit_nerfstudio": 1e-3,
+            "points": len(r.points),
+            "tracks": len(r.track_points),
+            "report": dataclasses.asdict(r.report),
+            "cameras": cameras,
+            "unregistered": [
+                {"name": name, "reason": reason}
+                for name, reason, good in zip(r.names, r.reasons, r.registered, strict=True)
+                if not good
+            ],
+        }
+    )

@@ -1,0 +1,161 @@
+"""Dense prediction head (DPT, arXiv 2103.13413) as DUSt3R and MASt3R use it, computed only where it is wanted.
+
+Four depths of tokens become feature maps at 1/4, 1/8, 1/16 and 1/32 of the image, fused from coarse to fine. A window
+of patches asks for part of the output: every level then computes the cells that part depends on, so the result is that
+of the whole grid, cut (up to rounding), at a cost that follows the window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparse_ga.network.grids import Window, double, whole
+
+_LEVEL_REACH = 5  # 3x3 convolutions on the way through one level: one to enter, two in each residual unit
+
+
+def level_widths(width: int) -> tuple[int, int, int, int]:
+    """Channels of the four levels before they become `width`: 96, 192, 384, 768 for the published 256."""
+    return (width * 3 // 8, width * 3 // 4, width * 3 // 2, width * 3)
+
+
+class ResidualUnit(nn.Module):
+    """Two 3x3 convolutions with ReLU before each, added to the input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) to the same."""
+        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+
+
+class Fusion(nn.Module):
+    """Adds a level's own map to the coarser path; the coarsest level's `resConfUnit1` exists but has no use."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.out_conv = nn.Conv2d(width, width, 1)
+        self.resConfUnit1 = ResidualUnit(width)
+        self.resConfUnit2 = ResidualUnit(width)
+
+    def forward(self, own: Tensor, path: Tensor | None) -> Tensor:
+        """Maps (B, C, h, w) to the fused map of the same size, not yet doubled.
+
+        The 1x1 convolution comes before the doubling here: both are linear and the interpolation weights sum to one,
+        so they commute, and it costs a quarter.
+        """
+        fused = own if path is None else path + self.resConfUnit1(own)
+        return self.out_conv(self.resConfUnit2(fused))
+
+
+class Scratch(nn.Module):
+    """Level convolutions and fusions; released checkpoints hold the level convolutions under two names."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        for level, own in enumerate(level_widths(width), start=1):
+            setattr(self, f"layer{level}_rn", nn.Conv2d(own, width, 3, padding=1, bias=False))
+        self.layer_rn = nn.ModuleList(getattr(self, f"layer{level}_rn") for level in range(1, 5))
+        for level in range(1, 5):
+            setattr(self, f"refinenet{level}", Fusion(width))
+
+    def fusion(self, level: int) -> Fusion:
+        """The fusion of level 1 (finest) to 4."""
+        module = getattr(self, f"refinenet{level}")
+        assert isinstance(module, Fusion)
+        return module
+
+
+class Doubling(nn.Module):
+    """Holds the place of the interpolation between the output convolutions; `DPT` computes it on the window."""
+
+
+class DPT(nn.Module):
+    """Tokens of four depths to (channels) at every pixel."""
+
+    def __init__(self, token_dims: Sequence[int], channels: int, width: int = 256) -> None:
+        super().__init__()
+        self.scratch = Scratch(width)
+        self.head = nn.Sequential(
+            nn.Conv2d(width, width // 2, 3, padding=1),
+            Doubling(),
+            nn.Conv2d(width // 2, width // 2, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width // 2, channels, 1),
+        )
+        w1, w2, w3, w4 = level_widths(width)
+        self.act_postprocess = nn.ModuleList(
+            [
+                nn.Sequential(nn.Conv2d(token_dims[0], w1, 1), nn.ConvTranspose2d(w1, w1, 4, stride=4)),
+                nn.Sequential(nn.Conv2d(token_dims[1], w2, 1), nn.ConvTranspose2d(w2, w2, 2, stride=2)),
+                nn.Sequential(nn.Conv2d(token_dims[2], w3, 1)),
+                nn.Sequential(nn.Conv2d(token_dims[3], w4, 1), nn.Conv2d(w4, w4, 3, stride=2, padding=1)),
+            ]
+        )
+
+    def forward(self, grids: Sequence[Tensor], window: Window) -> Tensor:
+        """Token maps of four depths (B, C_k, rows, columns) to (B, channels, 16 window.rows, 16 window.columns)."""
+        rows, columns = grids[0].shape[-2:]
+        pixels = window.scaled(16)
+        half = pixels.grown(1, 16 * rows, 16 * columns)  # what the last 3x3 convolution reads
+        half_in = half.before_doubling(8 * rows, 8 * columns).grown(1, 8 * rows, 8 * columns)
+        quarter = half_in.before_doubling(4 * rows, 4 * columns)
+        fused = self._fused_quarter(grids, quarter)
+        x = double(fused, quarter, (4 * rows, 4 * columns), half_in)
+        x = self.head[0](x)
+        x = double(x, half_in, (8 * rows, 8 * columns), half)
+        x = self.head[4](self.head[3](self.head[2](x)))
+        return pixels.cut(x, half)
+
+    def _fused_quarter(self, grids: Sequence[Tensor], window: Window) -> Tensor:
+        """The fused map at 1/4 of the image on `window` (cells of that map)."""
+        rows, columns = grids[0].shape[-2:]
+        at4 = window.grown(_LEVEL_REACH, 4 * rows, 4 * columns)
+        fused8 = at4.before_doubling(2 * rows, 2 * columns)
+        at8 = fused8.grown(_LEVEL_REACH, 2 * rows, 2 * columns)
+        coarse = self._level(4, grids[3], None)
+        doubled = double(coarse, whole(*coarse.shape[-2:]), _size(coarse), whole(rows, columns))
+        middle = self._level(3, grids[2], doubled)
+        path8 = double(middle, whole(rows, columns), (rows, columns), at8)
+        eighth = fused8.cut(self._level(2, _cells(grids[1], at8, 2), path8, at8), at8)
+        path4 = double(eighth, fused8, (2 * rows, 2 * columns), at4)
+        return window.cut(self._level(1, _cells(grids[0], at4, 4), path4, at4), at4)
+
+    def _level(self, level: int, tokens: Tensor, path: Tensor | None, window: Window | None = None) -> Tensor:
+        """One level's fused map from token cells that cover `window`, a rectangle of the level's own map."""
+        own = self.act_postprocess[level - 1](tokens)
+        if window is not None:
+            factor = {1: 4, 2: 2}[level]
+            own = window.cut(own, _token_window(window, factor).scaled(factor))
+        return self.scratch.fusion(level)(self.scratch.layer_rn[level - 1](own), path)
+
+
+def _size(x: Tensor) -> tuple[int, int]:
+    return int(x.shape[-2]), int(x.shape[-1])
+
+
+def _token_window(window: Window, factor: int) -> Window:
+    """Tokens that cover `window` of a map with `factor` cells a token side."""
+    down = -(-window.bottom // factor)
+    return Window(window.top // factor, down, window.left // factor, -(-window.right // factor))
+
+
+def _cells(tokens: Tensor, window: Window, factor: int) -> Tensor:
+    return _token_window(window, factor).cut(tokens, whole(*_size(tokens)))
+
+
+def hooks(decoder_depth: int) -> tuple[int, int, int, int]:
+    """Depths that a DPT head reads: the encoder's output (0) and after these decoder blocks."""
+    return (0, decoder_depth * 2 // 4, decoder_depth * 3 // 4, decoder_depth)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """`x` (B, C, h, w) with channels innermost in memory where convolutions run faster so (CPU, CUDA)."""
+    return x if x.device.type == "mps" else x.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,503 @@
+"""The stages in order: run, resume, status; and `reconstruct`, the whole job in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparse_ga.config import Config, make_config
+from sparse_ga.errors import InputError
+from sparse_ga.io.cameras_file import GivenCamera, assign_cameras, check_intrinsics, check_pose
+from sparse_ga.io.images import ImagesArgument, find_images
+from sparse_ga.io.masks import MasksArgument, find_masks
+from sparse_ga.pairs import Pair
+from sparse_ga.predictors.base import Calibrator, PairPredictor
+from sparse_ga.predictors.loading import load_predictor
+from sparse_ga.products import Alignment, Array, PairPrediction, Reconstruction, View
+from sparse_ga.progress import Bar, Reporter
+from sparse_ga.stages import align3d, calibrate, ingest, pairs, refine2d, triangulate
+from sparse_ga.stages.align3d import AlignedViews
+from sparse_ga.stages.calibrate import Calibration
+from sparse_ga.stages.job import STAGE_NAMES, STAGES, Job, stage_position
+from sparse_ga.stages.pairwise import PairStages
+from sparse_ga.status import keep_within_budget
+from sparse_ga.store import Key, Store
+
+CamerasArgument = Mapping[str, Array] | Sequence[Array | None]
+
+
+@dataclass
+class StageCount:
+    """What a run did in one stage."""
+
+    computed: int = 0
+    reused: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class RunResult:
+    """What a run produced: products of the stages it went through, and what it did in each."""
+
+    views: tuple[View, ...]
+    pairs: tuple[Pair, ...]
+    alignment: Alignment | None
+    reconstruction: Reconstruction | None
+    counts: dict[str, StageCount]
+    damaged: tuple[str, ...]
+
+
+@dataclass
+class Pipeline:
+    """One job on one store. Every stage computes what is missing, and only that."""
+
+    job: Job
+    store: Store
+    reporter: Reporter = field(default_factory=lambda: Reporter("silent"))
+    counts: dict[str, StageCount] = field(default_factory=dict)
+    _first: int = len(STAGES)
+    _done: set[str] = field(default_factory=set)
+
+    def run(self, first: str | None = None, last: str | None = None) -> RunResult:
+        """Bring every artifact up to stage `last` into being, computing those from stage `first` on again.
+
+        Artifacts that later stages no longer need may be missing (after `clean`); they stay so. Raises `InputError`
+        for bad photographs or masks and `OutputError` when the cache cannot be written.
+        """
+        self._first = len(STAGES) if first is None else stage_position(first)
+        end = len(STAGES) - 1 if last is None else stage_position(last)
+        if self._first < len(STAGES) and self._first > end:
+            raise InputError(f"stage {first} comes after stage {last}; exchange --from and --until")
+        self.counts = {name: StageCount() for name in STAGE_NAMES}
+        self._done = set()
+        views = self._ingest()
+        if end == 0:
+            return self._result(views, (), None, None)
+        pair_list = self._pairs(views)
+        if end == STAGE_NAMES.index("encode"):
+            self._encode(self._pair_stages(views, pair_list), range(len(views)))
+        if end < STAGE_NAMES.index("calibrate"):
+            return self._result(views, pair_list, None, None)
+        views = self._calibrate(views, pair_list)
+        if end == STAGE_NAMES.index("calibrate"):
+            return self._result(views, pair_list, None, None)
+        solver = _Solver(self, views, pair_list, self._pair_stages(views, pair_list), end)
+        alignment, reconstruction = solver.run()
+        return self._result(views, pair_list, alignment, reconstruction)
+
+    def _result(
+        self,
+        views: Sequence[View],
+        pair_list: Sequence[Pair],
+        alignment: Alignment | None,
+        reconstruction: Reconstruction | None,
+    ) -> RunResult:
+        for text in self.store.damaged:
+            self.reporter.warn(f"damaged in the cache, computed again: {text}")
+        damaged = tuple(self.store.damaged)
+        return RunResult(tuple(views), tuple(pair_list), alignment, reconstruction, self.counts, damaged)
+
+    def _pair_stages(self, views: Sequence[View], pair_list: Sequence[Pair]) -> PairStages:
+        return PairStages(self.store, views, pair_list, self.job.predictor, self.job.config)
+
+    def is_present(self, key: Key) -> bool:
+        """Whether an artifact is there, undamaged, and not to be computed again in this run."""
+        if key.stage in STAGE_NAMES and STAGE_NAMES.index(key.stage) >= self._first and key.digest not in self._done:
+            return False
+        return self.store.verify(key)
+
+    def ensure(self, key: Key, compute: Callable[[], Any]) -> Any:
+        """The artifact from the store, or computed and stored."""
+        count = self.counts[key.stage]
+        found = self.store.get(key) if self.is_present(key) else None
+        if found is not None:
+            count.reused += 1
+            return found
+        value = compute()
+        self.store.put(key, value)
+        self._done.add(key.digest)
+        count.computed += 1
+        return value
+
+    def trim(self) -> None:
+        """Keep the cache within its budget, if there is one."""
+        freed, over = keep_within_budget(self.job, self.store)
+        if freed:
+            self.reporter.detail(f"cache: {freed / 1e6:.0f} MB removed to stay within cache.budget_gb")
+        if over > 0:
+            self.reporter.warn(f"cache: {over / 1e6:.0f} MB above cache.budget_gb; all of it is still needed")
+
+    def _stage(self, name: str, total: int, unit: str) -> Any:
+        return self.reporter.stage(name, total, unit)
+
+    def _finish(self, bar: Bar) -> None:
+        self.counts[bar.stage].seconds += bar.seconds
+
+    def _ingest(self) -> list[View]:
+        config = self.job.config
+        views = []
+        with self._stage("ingest", len(self.job.sources), "image") as bar:
+            for source in self.job.sources:
+                views.append(self.ensure(ingest.key(source, config), partial(ingest.run, source, config)))
+                bar.advance()
+            self._finish(bar)
+        for view in views:
+            if view.intrinsics_source == "exif":
+                self.reporter.detail(f"{view.name}: focal length {view.intrinsics[0, 0]:.0f} working px from EXIF")
+        _check_object(self.job, views)
+        if all(view.mask.all() for view in views):
+            self.reporter.warn("no masks and no alpha channels: everything in the photographs counts as the object")
+        return ingest.name_cameras(views, config.ingest.shared_intrinsics)
+
+    def _pairs(self, views: Sequence[View]) -> list[Pair]:
+        config = self.job.config
+        found = self.ensure(pairs.key(views, config), lambda: pairs.run(views, config))
+        return found.as_tuples()
+
+    def _encode(self, pair_stages: PairStages, wanted: Sequence[int] | range) -> None:
+        """Make sure of the features of the `wanted` views, if the predictor has an encoder."""
+        keys = pair_stages.features.keys
+        missing = [n for n in wanted if keys and not self.is_present(keys[n])]
+        present = {keys[n].digest for n in wanted if keys and n not in missing}
+        self.counts["encode"].reused = max(self.counts["encode"].reused, len(present - self._done))
+        if not missing:
+            return
+        with self._stage("encode", len(missing), "image") as bar:
+            for n in missing:
+                pair_stages.features.compute(n)
+                self._done.add(keys[n].digest)
+                self.counts["encode"].computed += 1
+                bar.advance()
+            self._finish(bar)
+
+    def _calibrate(self, views: list[View], pair_list: list[Pair]) -> list[View]:
+        """The views with estimated intrinsics, if the predictor needs them and nobody knows them."""
+        job = self.job
+        if not calibrate.is_needed(views, job.predictor):
+            return views
+        key = calibrate.key(views, pair_list, job.predictor, job.config)
+        with self._stage("calibrate", 1, "vote") as bar:
+            calibration = self.ensure(key, lambda: self._vote(views, pair_list))
+            bar.advance()
+            self._finish(bar)
+        for note in calibration.notes:
+            self.reporter.detail(note)
+        if not calibration.sufficient.all():
+            key = calibrate.key_from_reconstruction(views, pair_list, job.predictor, job.config)
+            calibration = self.ensure(key, lambda: self._calibrate_by_reconstruction(views, pair_list, calibration))
+        return calibrate.apply(views, calibration)
+
+    def _vote(self, views: Sequence[View], pair_list: Sequence[Pair]) -> Calibration:
+        predictor = self.job.predictor
+        assert isinstance(predictor, Calibrator)
+        pair_stages = self._pair_stages(views, pair_list)
+        self._encode(pair_stages, [n for n, view in enumerate(views) if view.mask.any()])
+        return calibrate.run(views, pair_list, predictor, pair_stages.features, self.job.config)
+
+    def _calibrate_by_reconstruction(self, views: list[View], pair_list: list[Pair], voted: Calibration) -> Calibration:
+        """Reconstruct from a guess, take the refined focal length, and once more; its artifacts are removed again."""
+        self.reporter.info(
+            "calibrate: too few image triplets to vote for the focal length; reconstructing from a guess instead"
+        )
+        calibration = calibrate.first_guess(views, voted)
+        for _ in range(calibrate.ROUNDS):
+            guessed = calibrate.apply(views, calibration)
+            pair_stages = self._pair_stages(guessed, pair_list)
+            alignment = self._quick_alignment(guessed, pair_list, pair_stages)
+            for key in (*pair_stages.forward_keys, *pair_stages.match_keys):
+                self.store.remove(key)
+            calibration = calibrate.from_alignment(views, calibration, alignment, self.job.config)
+            open_views = [n for n, sufficient in enumerate(calibration.sufficient) if not sufficient]
+            self.reporter.info(f"calibrate: focal length {calibration.focal_px[open_views[0]]:.0f} working px")
+        return calibration
+
+    def _quick_alignment(self, views: list[View], pair_list: list[Pair], pair_stages: PairStages) -> Alignment:
+        config = self.job.config
+        with self._stage("calibrate", len(pair_list), "pair") as bar:
+            for k, pair_key in enumerate(pair_stages.match_keys):
+                if not self.store.verify(pair_key):
+                    pair_stages.compute_forward(k, True)
+                bar.advance()
+        aligned = align3d.run(views, pair_list, pair_stages.load_prediction, pair_stages.load_matches, config)
+        return refine2d.run(views, aligned, pair_list, pair_stages.load_matches, config)
+
+
+def _check_object(job: Job, views: Sequence[View]) -> None:
+    """Raise `InputError` when the object asked for is not in at least two images."""
+    with_object = [view.name for view in views if view.mask.any()]
+    object_id = job.config.ingest.object_id
+    if len(with_object) >= 2 or object_id is None:
+        return
+    labels = ingest.explain_missing_object(job.sources[0], object_id)
+    where = f"only in {with_object[0]}" if with_object else "in none of the masks"
+    raise InputError(f"object {object_id} is {where}; {job.sources[0].name}: {labels}; choose another --object")
+
+
+@dataclass
+class _Solver:
+    """The stages after calibration: which artifacts are wanted, and making them."""
+
+    pipeline: Pipeline
+    views: list[View]
+    pairs: list[Pair]
+    pair_stages: PairStages
+    end: int
+
+    @property
+    def config(self) -> Config:
+        return self.pipeline.job.config
+
+    @cached_property
+    def keys(self) -> dict[str, Key]:
+        """Keys of the stages that have one artifact a run."""
+        aligned = align3d.key(self.views, self.pairs, self.pair_stages.match_keys, self.config)
+        refined = refine2d.key(aligned, self.config)
+        final = triangulate.key(refined, self.pipeline.job.sources, self.config)
+        return {"align3d": aligned, "refine2d": refined, "triangulate": final}
+
+    def run(self) -> tuple[Alignment | None, Reconstruction | None]:
+        """Work through the stages up to the end; what exists further on makes what comes before unnecessary."""
+        compute = self._to_compute()
+        self._pair_work(bool(compute))
+        self.pipeline.trim()
+        if self.end < STAGE_NAMES.index("align3d"):
+            return None, None
+        if "align3d" in compute:
+            self._require_alignment()
+        if self.end == STAGE_NAMES.index("align3d"):
+            return self._explain(self.aligned.alignment), None
+        refined = self._whole("refine2d", self._refine)
+        if self.end == STAGE_NAMES.index("refine2d"):
+            return self._explain(refined), None
+        self.pipeline.trim()
+        final = self._whole("triangulate", partial(self._triangulate, refined))
+        self.pipeline.trim()
+        return self._explain(refined), self._explain(final)
+
+    @cached_property
+    def aligned(self) -> AlignedViews:
+        """What align3d made, read or computed when a later stage first asks for it."""
+        return self._whole("align3d", self._align, 2 * len(self.pairs), "pair")
+
+    def _align(self, bar: Bar) -> AlignedViews:
+        def load_prediction(k: int) -> PairPrediction:
+            bar.advance()  # every pair is read twice
+            return self.pair_stages.load_prediction(k)
+
+        return align3d.run(self.views, self.pairs, load_prediction, self.pair_stages.load_matches, self.config)
+
+    def _refine(self, bar: Bar) -> Alignment:
+        return refine2d.run(self.views, self.aligned, self.pairs, self.pair_stages.load_matches, self.config)
+
+    def _require_alignment(self) -> AlignedViews:
+        """`aligned`, now."""
+        return self.aligned
+
+    def _triangulate(self, refined: Alignment, bar: Bar) -> Reconstruction:
+        return triangulate.run(
+            self.views,
+            (self.aligned, refined),
+            self.pairs,
+            self.pair_stages.load_matches,
+            self.pipeline.job.load_source,
+            self.config,
+        )
+
+    def _to_compute(self) -> set[str]:
+        """Which of the last three stages have to be computed."""
+        names = [name for name in ("align3d", "refine2d", "triangulate") if STAGE_NAMES.index(name) <= self.end]
+        compute: set[str] = set()
+        for name in reversed(names):
+            wanted = name == names[-1] or bool(compute) or self.pipeline.store.has(self.keys[name])
+            if wanted and not self.pipeline.is_present(self.keys[name]):
+                compute.add(name)
+        return compute
+
+    def _whole(self, name: str, compute: Callable[[Bar], Any], total: int = 1, unit: str = "step") -> Any:
+        """Artifact of a stage that has one a run; `compute` may move the bar."""
+        with self.pipeline.reporter.stage(name, total, unit) as bar:
+            value = self.pipeline.ensure(self.keys[name], partial(compute, bar))
+            bar.advance(total)
+            self.pipeline._finish(bar)
+        return value
+
+    def _pair_work(self, solving: bool) -> None:
+        """Predict and match what is wanted and missing; what is there but damaged is always made again."""
+        pipeline, work = self.pipeline, self.pair_stages
+        everything = solving or self.end <= STAGE_NAMES.index("match")
+        matching = solving or self.end == STAGE_NAMES.index("match")
+
+        def lacking(keys: Sequence[Key], wanted: bool) -> set[int]:
+            return {
+                k for k, key in enumerate(keys) if (wanted or pipeline.store.has(key)) and not pipeline.is_present(key)
+            }
+
+        no_forward, no_match = lacking(work.forward_keys, everything), lacking(work.match_keys, matching)
+        for name, keys, missing in (("forward", work.forward_keys, no_forward), ("match", work.match_keys, no_match)):
+            present = sum(pipeline.store.has(key) for k, key in enumerate(keys) if k not in missing)
+            pipeline.counts[name].reused += present
+        if no_forward:
+            pipeline._encode(work, sorted({n for k in no_forward for n in self.pairs[k]}))
+            with pipeline.reporter.stage("forward", len(no_forward), "pair") as bar:
+                no_match -= self._predict(sorted(no_forward), no_match, bar)
+                pipeline._finish(bar)
+        if no_match:
+            with pipeline.reporter.stage("match", len(no_match), "pair") as bar:
+                for k in sorted(no_match):
+                    work.compute_match(k)
+                    self._note("match", work.match_keys[k])
+                    bar.advance()
+                pipeline._finish(bar)
+
+    def _predict(self, missing: Sequence[int], no_match: set[int], bar: Bar) -> set[int]:
+        """Predict and store pairs, and match those of `no_match`; the pairs that were matched.
+
+        What comes in batches comes from an accelerator: one batch is packed, matched and written in the background
+        while the next one is computed.
+        """
+        matched: set[int] = set()
+        pending: Future[None] | None = None
+        with ThreadPoolExecutor(1) as background:
+            for batch in self.pair_stages.batches(missing):
+                predictions = self.pair_stages.predict(batch)
+                if pending is not None:
+                    pending.result()
+                    pending = None
+                if len(batch) == 1:
+                    self._keep(batch, predictions, (no_match, matched), bar)
+                else:
+                    pending = background.submit(self._keep, batch, predictions, (no_match, matched), bar)
+            if pending is not None:
+                pending.result()
+        return matched
+
+    def _keep(
+        self, batch: Sequence[int], predictions: Sequence[PairPrediction], matching: tuple[set[int], set[int]], bar: Bar
+    ) -> None:
+        """Store a batch of predictions; `matching` are the pairs to match, and to which those matched are added."""
+        for k, prediction in zip(batch, predictions, strict=True):
+            also_matched = self.pair_stages.keep(k, prediction, k in matching[0])
+            self._note("forward", self.pair_stages.forward_keys[k])
+            if also_matched:
+                self._note("match", self.pair_stages.match_keys[k])
+                matching[1].add(k)
+            bar.advance()
+
+    def _note(self, name: str, key: Key) -> None:
+        self.pipeline.counts[name].computed += 1
+        self.pipeline._done.add(key.digest)
+
+    def _explain(self, result: Any) -> Any:
+        """The result with a better reason for views that do not show the object asked for."""
+        object_id = self.config.ingest.object_id
+        empty = [n for n, view in enumerate(self.views) if not view.mask.any()]
+        if not empty or object_id is None:
+            return result
+        reasons = list(result.reasons)
+        for n in empty:
+            reasons[n] = ingest.explain_missing_object(self.pipeline.job.sources[n], object_id)
+        return replace(result, reasons=tuple(reasons))
+
+
+def _given(values: CamerasArgument | None, names: Sequence[str], what: str) -> list[Array | None]:
+    """Per-view arrays from a mapping by name or a sequence in the order of the images."""
+    if values is None:
+        return [None] * len(names)
+    if isinstance(values, Mapping):
+        unknown = set(values) - set(names) - {Path(name).stem for name in names}
+        if unknown:
+            raise InputError(f"{what}: no image is called {sorted(unknown)[0]!r} (the first image is {names[0]!r})")
+        return [values.get(name, values.get(Path(name).stem)) for name in names]
+    if len(values) != len(names):
+        raise InputError(f"{what}: {len(values)} given for {len(names)} images; give one for each, None where unknown")
+    return list(values)
+
+
+def make_job(
+    images: ImagesArgument,
+    masks: MasksArgument | None,
+    predictor: PairPredictor,
+    config: Config,
+    cameras: Mapping[str, GivenCamera] | None = None,
+) -> Job:
+    """Find photographs and masks and hash them; raises `InputError` naming what is missing or cannot be read."""
+    paths = find_images(images)
+    if len(paths) < 2:
+        raise InputError(f"{images}: {len(paths)} photograph; a reconstruction needs at least two of the same object")
+    mask_paths = find_masks(paths, masks)
+    given: Sequence[GivenCamera | None] = [None] * len(paths)
+    if cameras:
+        given = assign_cameras([path.name for path in paths], cameras, "cameras")
+    sources = [ingest.make_source(*item) for item in zip(paths, mask_paths, given, strict=True)]
+    return Job(tuple(sources), predictor, config)
+
+
+def given_cameras(
+    names: Sequence[str], intrinsics: CamerasArgument | None, world_from_cam: CamerasArgument | None
+) -> dict[str, GivenCamera]:
+    """Cameras from the arguments of `reconstruct`; raises `InputError` for matrices that are no camera."""
+    k, pose = _given(intrinsics, names, "intrinsics"), _given(world_from_cam, names, "world_from_cam")
+    return {
+        name: GivenCamera(check_intrinsics(k[n], name), check_pose(pose[n], name))
+        for n, name in enumerate(names)
+        if k[n] is not None or pose[n] is not None
+    }
+
+
+def reconstruct(
+    images: ImagesArgument,
+    masks: MasksArgument | None = None,
+    *,
+    cache: str | Path,
+    predictor: str | PairPredictor | None = None,
+    config: Config | Mapping[str, Any] | None = None,
+    intrinsics: CamerasArgument | None = None,
+    world_from_cam: CamerasArgument | None = None,
+    reporter: Reporter | None = None,
+) -> Reconstruction:
+    """Cameras and points of the masked object, from photographs.
+
+    Args:
+        images: Folder, glob pattern, or list of files (JPEG, PNG, WebP, TIFF).
+        masks: Folder, list, or mapping by image name; None uses alpha channels, or everything.
+        cache: Folder for intermediate results; a later call with the same folder goes on where this one stopped.
+        predictor: classical (default), compact, mast3r, a hub name, a checkpoint's path, or your own `PairPredictor`.
+        config: A `Config`, or nested overrides of the defaults such as ``{"pairs": {"graph": "window-4"}}``.
+        intrinsics: (3, 3) pinhole matrices in source px, by image name or in the order of the images.
+        world_from_cam: (4, 4) camera poses in OpenCV axes, likewise; known poses fix frame and scale.
+        reporter: Where progress goes; nothing is printed without one.
+
+    Returns:
+        The reconstruction. Images that could not be tied in are unregistered, with the reason; of several components
+        the largest is returned. World scale is arbitrary unless poses are given.
+
+    Raises:
+        InputError: photographs, masks or cameras that cannot be used; says which and how to mend it.
+        OutputError: the cache cannot be written.
+    """
+    settings = config if isinstance(config, Config) else make_config(dict(config or {}))
+    chosen = settings.predictor if predictor is None else predictor
+    loaded = load_predictor(chosen, settings.forward) if isinstance(chosen, str) else chosen
+    names = [path.name for path in find_images(images)]
+    job = make_job(images, masks, loaded, settings, given_cameras(names, intrinsics, world_from_cam))
+    pipeline = Pipeline(job, Store(Path(cache)), reporter or Reporter("silent"))
+    result = pipeline.run()
+    assert result.reconstruction is not None
+    return result.reconstruction
+
+
+def unregistered(reconstruction: Reconstruction) -> list[tuple[str, str]]:
+    """Names of the images that are not registered, and why."""
+    return [
+        (name, reason)
+        for name, done, reason in zip(
+            reconstruction.names, np.asarray(reconstruction.registered), reconstruction.reasons, strict=True
+        )
+        if not done
+    ]

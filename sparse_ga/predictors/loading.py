@@ -1,0 +1,110 @@
+"""Predictors by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparse_ga.config import ForwardConfig
+from sparse_ga.errors import InputError
+from sparse_ga.predictors.base import Calibrator, FeaturePredictor, Features, PairPredictor
+from sparse_ga.products import PairPrediction, View
+
+NAMES = ("classical", "compact", "mast3r")
+
+
+def load_predictor(name: str, config: ForwardConfig) -> PairPredictor:
+    """The predictor called `name`: classical, compact, mast3r, a hub name ("owner/model") or a path to a checkpoint.
+
+    Raises `InputError` when there is none of that name.
+    """
+    if name == "classical":
+        from sparse_ga.predictors.classical import ClassicalPredictor
+
+        return ClassicalPredictor()
+    if name == "compact":
+        from sparse_ga.predictors.compact import CompactPredictor
+
+        return CompactPredictor(config)
+    if name == "mast3r" or Path(name).exists() or _is_hub_name(name):
+        from sparse_ga.predictors.mast3r import Mast3rPredictor
+
+        return Mast3rPredictor(name, config)
+    raise InputError(
+        f"predictor {name!r} is unknown; choose {', '.join(NAMES)}, a hub name like owner/model, or a checkpoint's path"
+    )
+
+
+class RecordedPredictor:
+    """Stands for the predictor of an earlier run where only its name in cache keys matters: weights are not loaded."""
+
+    def __init__(self, fingerprint: str) -> None:
+        self.fingerprint = fingerprint
+
+    def predict(self, view_i: View, view_j: View) -> PairPrediction:
+        """Raises `RuntimeError`: there is nothing to predict with."""
+        raise RuntimeError("a recorded predictor predicts nothing")
+
+
+class RecordedEncoder(RecordedPredictor):
+    """The same for a `FeaturePredictor`."""
+
+    def encode(self, view: View) -> Features:
+        """Raises `RuntimeError`."""
+        raise RuntimeError("a recorded predictor encodes nothing")
+
+    def predict_from_features(
+        self, view_i: View, view_j: View, features_i: Features, features_j: Features
+    ) -> PairPrediction:
+        """Raises `RuntimeError`."""
+        return self.predict(view_i, view_j)
+
+
+class RecordedCalibrator(RecordedPredictor):
+    """The same for a `Calibrator`."""
+
+    def estimate_focal(
+        self,
+        views: Sequence[View],
+        pairs: Sequence[tuple[int, int]],
+        features: Callable[[int], Features],
+        focal_bounds_px: tuple[float, float],
+    ) -> tuple[float, bool]:
+        """Raises `RuntimeError`."""
+        raise RuntimeError("a recorded predictor estimates nothing")
+
+
+class RecordedEncodingCalibrator(RecordedEncoder, RecordedCalibrator):
+    """The same for a predictor that is both."""
+
+
+@dataclass(frozen=True)
+class PredictorRecord:
+    """What cache keys need to know of a predictor."""
+
+    fingerprint: str
+    encodes: bool
+    calibrates: bool
+
+    @staticmethod
+    def of(predictor: PairPredictor) -> PredictorRecord:
+        """The record of a loaded predictor."""
+        return PredictorRecord(
+            predictor.fingerprint, isinstance(predictor, FeaturePredictor), isinstance(predictor, Calibrator)
+        )
+
+    def predictor(self) -> PairPredictor:
+        """A stand-in with the same keys."""
+        kinds = {
+            (False, False): RecordedPredictor,
+            (True, False): RecordedEncoder,
+            (False, True): RecordedCalibrator,
+            (True, True): RecordedEncodingCalibrator,
+        }
+        return kinds[self.encodes, self.calibrates](self.fingerprint)
+
+
+def _is_hub_name(name: str) -> bool:
+    parts = name.split("/")
+    return len(parts) == 2 and all(parts) and not Path(name).suffix

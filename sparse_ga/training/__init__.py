@@ -1,0 +1,1 @@
+"""Training of our own small networks: losses, a resumable loop, checkpoints and metrics without pickle."""

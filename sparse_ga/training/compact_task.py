@@ -1,0 +1,246 @@
+"""Learning a compact MASt3R from procedural pairs rendered on the fly, with masks in every mode."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparse_ga.network.architecture import Architecture, Range
+from sparse_ga.network.masking import MaskMode
+from sparse_ga.network.model import AsymmetricMASt3R, ImageBatch, Output, build_model
+from sparse_ga.synthetic.procedural.bundle import Draw
+from sparse_ga.synthetic.procedural.correspondences import correspond, relative_pose, unproject
+from sparse_ga.synthetic.procedural.scene import Batch, SceneConfig, render_batch
+from sparse_ga.training.checkpoints import digest_of
+from sparse_ga.training.losses import info_nce, regression
+from sparse_ga.training.metrics import Record
+from sparse_ga.training.validation import device_of
+
+SizeName = Literal["patch8", "patch16", "tiny"]
+_MODES: tuple[MaskMode, ...] = ("tokens", "fill", "context")
+
+
+def architecture(name: SizeName, side: int) -> Architecture:
+    """A compact network: patch8 and patch16 stay below 32 MB in half precision, tiny is for tests."""
+    trunk = {"patch8": (8, 1.5, 256, 8, 192, 5), "patch16": (16, 0.7, 256, 8, 192, 4), "tiny": (8, 1.0, 48, 2, 48, 2)}
+    patch, ratio, encoder, encoder_depth, decoder, decoder_depth = trunk[name]
+    return Architecture(
+        model="AsymmetricMASt3R",
+        img_size=(side, side),
+        patch_size=int(patch),
+        head_type="catconv",
+        output_mode="pts3d+desc16",
+        enc_embed_dim=int(encoder),
+        enc_depth=int(encoder_depth),
+        enc_num_heads=max(2, int(encoder) // 64),
+        dec_embed_dim=int(decoder),
+        dec_depth=int(decoder_depth),
+        dec_num_heads=max(2, int(decoder) // 64),
+        two_confs=True,
+        desc_conf_mode=Range("exp", 0.0, math.inf),
+        head_mlp_ratio=ratio,
+    )
+
+
+@dataclass(frozen=True)
+class CompactTaskConfig:
+    """Batches and losses of the compact network's training."""
+
+    size: SizeName = "patch8"
+    """Which architecture."""
+    side: int = 256
+    """Long side of the images in px; portrait, landscape and square batches alternate."""
+    objects: int = 16
+    """Objects in a batch."""
+    views: int = 4
+    """Views of an object; they form views / 2 pairs."""
+    rendered_steps: int = 4
+    """Steps whose objects are rendered together: the renderer is launched less often, and memory grows with it."""
+    grid: int = 64
+    """Points along an edge of the distance grid of the renderer."""
+    correspondences: int = 1024
+    """Correspondences of a pair that enter the matching loss."""
+    mode_weights: tuple[float, float, float] = (0.45, 0.2, 0.35)
+    """How often a batch is masked by tokens, fill and context."""
+    imperfect_share: float = 0.5
+    """Share of objects whose masks are imperfect."""
+    match_weight: float = 0.1
+    """Weight of the matching loss beside the regression."""
+    alpha: float = 0.2
+    """Weight of the reward for confidence."""
+    seed: int = 0
+    """Seed of weights and batches."""
+
+
+@dataclass(frozen=True, eq=False)
+class PairBatch:
+    """P pairs, unordered; leading axis 2 is the side of the pair."""
+
+    images: Tensor  # (2, P, 3, H, W) in [-1, 1]
+    masks: Tensor  # (2, P, H, W) bool, what the network is told
+    depth: Tensor  # (2, P, H, W), 0 off the object
+    intrinsics: Tensor  # (2, P, 3, 3)
+    object_from_cam: Tensor  # (2, P, 4, 4)
+
+
+def pair_up(batch: Batch, masks: Tensor) -> PairBatch:
+    """Views (0, 1), (2, 3), ... of every object as pairs, with `masks` (B, V, H, W) in place of the exact ones."""
+
+    def split(values: Tensor) -> Tensor:
+        return values.unflatten(1, (-1, 2)).flatten(0, 1).transpose(0, 1)  # (2, P, ...)
+
+    images = split(batch.image).float() / 127.5 - 1
+    return PairBatch(images, split(masks), split(batch.depth), split(batch.intrinsics), split(batch.object_from_cam))
+
+
+def interleave(sides: Tensor) -> tuple[Tensor, Tensor]:
+    """(2, P, ...) to both orders next to each other: (a0, b0, a1, b1, ...) and (b0, a0, b1, a1, ...)."""
+    first = sides.transpose(0, 1).flatten(0, 1)
+    return first, sides.flip(0).transpose(0, 1).flatten(0, 1)
+
+
+def true_points(pairs: PairBatch) -> tuple[Tensor, Tensor]:
+    """Points (2 P, 2, H, W, 3) of both views in the first's frame, in both orders, and which are on the object."""
+    depth = interleave(pairs.depth)
+    intrinsics, pose = interleave(pairs.intrinsics), interleave(pairs.object_from_cam)
+    own, other = unproject(intrinsics[0], depth[0]), unproject(intrinsics[1], depth[1])
+    first_from_second = relative_pose(pose[1], pose[0])
+    rotation, shift = first_from_second[:, None, :3, :3], first_from_second[:, None, None, :3, 3]
+    moved = other @ rotation.transpose(-1, -2) + shift
+    return torch.stack([own, moved], 1), torch.stack([depth[0] > 0, depth[1] > 0], 1)
+
+
+def draw_matches(draw: Draw, pairs: PairBatch, count: int) -> tuple[Tensor, Tensor]:
+    """Pixels (2, P, N, 2) of both views that show the same point, and which of them do (P, N).
+
+    View a's are drawn among its foreground pixels; those that view b sees and that both given masks hold come first.
+    """
+    height, width = pairs.depth.shape[-2:]
+    on = ((pairs.depth[0] > 0) & pairs.masks[0]).flatten(1)  # (P, HW)
+    scores = draw.uniform(0, 1, *on.shape) + on.float()
+    index = scores.topk(min(4 * count, on.shape[1]), dim=1).indices  # (P, 4 N)
+    points = unproject(pairs.intrinsics[0], pairs.depth[0]).flatten(1, 2)
+    picked = points.gather(1, index[..., None].expand(-1, -1, 3))
+    b_from_a = relative_pose(pairs.object_from_cam[0], pairs.object_from_cam[1])
+    found = correspond(picked, on.gather(1, index), b_from_a, pairs.intrinsics[1], pairs.depth[1])
+    nearest = found.xy.round().long()
+    inside = nearest[..., 1].clamp(0, height - 1) * width + nearest[..., 0].clamp(0, width - 1)
+    valid = found.visible & pairs.masks[1].flatten(1).gather(1, inside)
+    order = torch.argsort((~valid).to(torch.uint8), dim=1, stable=True)[:, :count]
+    xy_a = torch.stack([index % width, torch.div(index, width, rounding_mode="floor")], -1).float()
+    both = torch.stack([xy_a, found.xy])  # (2, P, 4 N, 2)
+    return both.gather(2, order[None, ..., None].expand(2, -1, -1, 2)), valid.gather(1, order)
+
+
+def sample_pixels(maps: Tensor, xy: Tensor) -> Tensor:
+    """Values (B, N, C) of maps (B, H, W, C) at pixels (B, N, 2), bilinear."""
+    height, width = maps.shape[1:3]
+    grid = (2 * xy / xy.new_tensor([width - 1, height - 1]) - 1)[:, :, None]
+    return F.grid_sample(maps.permute(0, 3, 1, 2), grid, align_corners=True)[..., 0].transpose(1, 2)
+
+
+def matching_loss(
+    outputs: tuple[Output, Output], matches: tuple[Tensor, Tensor], alpha: float
+) -> tuple[Tensor, Tensor]:
+    """MASt3R's matching loss (), weighted by descriptor confidence, and the share of reciprocal hits ().
+
+    `outputs` hold both orders next to each other; `matches` are `draw_matches`' pixels and validity.
+    """
+    xy, valid = matches
+    pixels = interleave(xy)
+    described, trust = [], []
+    for output, at in zip(outputs, pixels):
+        assert output.descriptors is not None and output.descriptor_confidence is not None  # noqa: PT018
+        described.append(F.normalize(sample_pixels(output.descriptors, at), dim=-1))
+        trust.append(sample_pixels(output.descriptor_confidence[..., None], at)[..., 0])
+    both = valid.repeat_interleave(2, 0)
+    found = info_nce((described[0], described[1]), pixels, both, 1 / 0.07, 2.5)
+    confidence = (trust[0] * trust[1]).clamp_min(1e-6).sqrt()
+    each = confidence * found.each - alpha * confidence.log()
+    return torch.where(both, each, 0.0).sum() / both.sum().clamp_min(1), found.accuracy
+
+
+class CompactTask:
+    """Regression and matching on pairs rendered for every step; nothing is stored."""
+
+    def __init__(
+        self,
+        config: CompactTaskConfig,
+        validator: Callable[[AsymmetricMASt3R], Record] | None,
+        initial: dict[str, Tensor] | None = None,
+    ) -> None:
+        self.config, self.validator, self.initial = config, validator, initial
+        self._kept: tuple[tuple[int, torch.device], Batch] | None = None
+
+    def settings(self) -> dict[str, object]:
+        """The task's settings, with lists for tuples as JSON has them, and which weights it starts from."""
+        start = "random" if self.initial is None else digest_of(self.initial)
+        return {"task": json.loads(json.dumps(dataclasses.asdict(self.config))), "initial": start}
+
+    def build(self) -> nn.Module:
+        """The network with the weights given at the start, or random ones that depend on the seed only."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            model = build_model(architecture(self.config.size, self.config.side))
+        if self.initial is not None:
+            model.load_state_dict(self.initial)
+        return model
+
+    def _scene(self, block: int) -> SceneConfig:
+        draw = Draw(torch.Generator().manual_seed(self.config.seed * 1_000_003 + block))
+        side, short = self.config.side, self.config.side * 3 // 4 // 16 * 16
+        height, width = [(side, side), (short, side), (side, short)][int(draw.choice([1, 1, 1], 1))]
+        objects = self.config.objects * self.config.rendered_steps
+        return SceneConfig(objects, self.config.views, height, width, grid=self.config.grid)
+
+    def _rendered(self, step: int, device: torch.device) -> Batch:
+        """The step's objects, out of a larger batch that is rendered once and kept for the steps that share it."""
+        block, part = divmod(step, self.config.rendered_steps)
+        if self._kept is None or self._kept[0] != (block, device):
+            batch = render_batch(self._scene(block), 17 + self.config.seed, block, device)
+            self._kept = ((block, device), batch)
+        count = self.config.objects
+        return self._kept[1].rows(part * count, (part + 1) * count)
+
+    def batch(self, step: int, device: torch.device) -> tuple[PairBatch, MaskMode, Draw]:
+        """The step's pairs and how they are masked; depends on the seed and the step only."""
+        draw = Draw(torch.Generator().manual_seed(self.config.seed * 1_000_003 + step))
+        mode = _MODES[int(draw.choice(list(self.config.mode_weights), 1))]
+        rendered = self._rendered(step, device)
+        imperfect = draw.chance(self.config.imperfect_share, self.config.objects, 1, 1, 1).to(device)
+        pairs = pair_up(rendered, torch.where(imperfect, rendered.mask_imperfect, rendered.mask))
+        return pairs, mode, Draw(torch.Generator(device).manual_seed(self.config.seed * 1_000_003 + step))
+
+    def loss(self, model: nn.Module, step: int) -> tuple[Tensor, Record]:
+        """Confidence-weighted regression and matching loss of the step's pairs, in both orders."""
+        assert isinstance(model, AsymmetricMASt3R)
+        device = device_of(model)
+        model.compute_dtype = torch.bfloat16 if device.type == "cuda" else None
+        pairs, mode, draw = self.batch(step, device)
+        images, masks = interleave(pairs.images), interleave(pairs.masks)
+        views = [ImageBatch(image, masks=mask) for image, mask in zip(images, masks)]
+        outputs = model(views[0], views[1], mode, symmetrized=True)
+        truth, on_object = true_points(pairs)
+        told = torch.stack(masks, 1)
+        points = torch.stack([o.points for o in outputs], 1).flatten(2, 3)
+        confidence = torch.stack([o.confidence for o in outputs], 1).flatten(2)
+        valid = (on_object & told).flatten(2)
+        shape = regression(points, confidence, truth.flatten(2, 3), valid, self.config.alpha)
+        matches = draw_matches(draw, pairs, self.config.correspondences)
+        nce, accuracy = matching_loss(outputs, matches, self.config.alpha)
+        record = {"regression": float(shape.loss.detach()), "error": float(shape.error), "nce": float(nce.detach())}
+        record |= {"accuracy": float(accuracy), "mode": float(_MODES.index(mode))}
+        return shape.loss + self.config.match_weight * nce, record
+
+    def validate(self, model: nn.Module) -> Record:
+        """Metrics on fixed scenes, if a validator was given."""
+        assert isinstance(model, AsymmetricMASt3R)
+        return self.validator(model) if self.validator is not None else {}

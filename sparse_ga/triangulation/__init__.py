@@ -1,0 +1,47 @@
+"""From aligned views to tracks, adjusted cameras, depth maps and one cloud: `triangulate_views`.
+
+Works in working pixels throughout; the `Reconstruction` it returns is in source pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from sparse_ga.config import TriangulateConfig
+from sparse_ga.products import Alignment, CanonicalView, Reconstruction, VerifiedMatches, View
+from sparse_ga.triangulation.assemble import assemble, track_cloud
+from sparse_ga.triangulation.dense import bare_views, dense_cloud
+from sparse_ga.triangulation.fusion import Fusion, LoadSource, object_diameter
+from sparse_ga.triangulation.sparse import inside_masks, solve_sparse
+
+__all__ = ["triangulate_views"]
+
+
+def triangulate_views(
+    views: Sequence[View],
+    canonical: Sequence[CanonicalView],
+    alignment: Alignment,
+    pairs: Sequence[tuple[int, int]],
+    load_matches: Callable[[int], VerifiedMatches],
+    load_source: LoadSource,
+    config: TriangulateConfig,
+) -> Reconstruction:
+    """Tracks, bundle adjustment and the fused cloud of aligned views.
+
+    `canonical` and `alignment` have one entry a view, in the order of `views`; `load_matches(k)` gives the matches of
+    ``pairs[k]`` in working px, `load_source(n)` the photograph of view n (H, W, 3) uint8 and its mask (H, W) bool.
+    Only registered views take part. With poses and intrinsics given by the user and held by the alignment this is
+    plain triangulation: nothing moves the cameras. Without tracks or depths the reconstruction is empty, never wrong.
+    """
+    sparse = solve_sparse(views, alignment, pairs, load_matches, config)
+    masks = [view.mask for view in views]
+    sparse = inside_masks(sparse, masks, 2 * config.silhouette_px, 0.5)
+    if config.dense:
+        fusion = dense_cloud(views, canonical, alignment, sparse, config)
+        sparse = inside_masks(sparse, fusion.votes, 2 * config.silhouette_px, 0.0)
+    else:
+        sparse = inside_masks(sparse, masks, 2 * config.silhouette_px, 0.0)
+        fusion = Fusion(
+            track_cloud(sparse), bare_views(views, sparse), (), masks, object_diameter(sparse.tracks.points)
+        )
+    return assemble(views, alignment, sparse, fusion, config, load_source)

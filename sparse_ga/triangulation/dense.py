@@ -1,0 +1,90 @@
+"""The dense part of the triangulation: depth maps of all views, checked, refined and fused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from sparse_ga.config import TriangulateConfig
+from sparse_ga.products import Alignment, CanonicalView, View
+from sparse_ga.triangulation.depth import (
+    DepthSamples,
+    DepthView,
+    anchor_depth_map,
+    behind_hull,
+    correct_depth,
+    normalised_confidence,
+    rim_depths,
+    track_depths,
+)
+from sparse_ga.triangulation.fusion import Fusion, depth_neighbours, fuse, inspect_masks, object_diameter
+from sparse_ga.triangulation.silhouettes import MaskCheck, carve
+from sparse_ga.triangulation.sparse import SparseResult
+from sparse_ga.triangulation.stereo import refine_depths
+
+
+def dense_cloud(
+    views: Sequence[View],
+    canonical: Sequence[CanonicalView],
+    alignment: Alignment,
+    sparse: SparseResult,
+    config: TriangulateConfig,
+) -> Fusion:
+    """The fused cloud of the registered views.
+
+    Depth maps start from the anchors and are brought to the tracks. With them the masks are checked, before the visual
+    hull of the masks is used for the depth along the outlines and as a bound.
+    """
+    depths = anchor_views(views, canonical, alignment, sparse)
+    check = inspect_masks(depths, sparse.rig, alignment.names, config)
+    depths = bound_by_hull(depths, check, sparse)
+    diameter = object_diameter(sparse.tracks.points)
+    if config.dense_method == "stereo" and diameter > 0:
+        neighbours = depth_neighbours(depths, sparse.rig)
+        depths = refine_depths(depths, [view.image for view in views], neighbours, diameter)
+    return fuse(depths, sparse.rig, check, config)
+
+
+def anchor_views(
+    views: Sequence[View], canonical: Sequence[CanonicalView], alignment: Alignment, sparse: SparseResult
+) -> list[DepthView]:
+    """Depth maps of the registered views from their anchors, corrected by the tracks."""
+    rig = sparse.rig
+    registered = [int(n) for n in np.nonzero(alignment.registered)[0]]
+    confidences = normalised_confidence([canonical[n].confidence for n in registered])
+    result = []
+    for n, confidence in zip(registered, confidences, strict=True):
+        rows = slice(int(alignment.anchor_start[n]), int(alignment.anchor_start[n + 1]))
+        depth = anchor_depth_map(canonical[n], alignment.anchor_depth[rows])
+        depth = correct_depth(depth, track_depths(rig, sparse.tracks, n)).astype(np.float32)
+        result.append(DepthView(n, depth, confidence, views[n].mask, rig.intrinsics[n], rig.world_from_cam[n]))
+    return result
+
+
+def bound_by_hull(depths: list[DepthView], check: MaskCheck, sparse: SparseResult) -> list[DepthView]:
+    """Depth maps that meet the visual hull along the outlines and nowhere lie before it; wrong masks are mended."""
+    diameter = object_diameter(sparse.tracks.points)
+    if diameter <= 0:
+        return depths
+    rig = sparse.rig
+    hull = carve(rig, check.votes, sparse.tracks.points)
+    result = []
+    for view in depths:
+        depth = np.where(check.depths[view.index], view.depth, 0).astype(np.float64)
+        rim = rim_depths(rig, view.index, check.depths[view.index], hull, diameter)
+        depth = correct_depth(depth, DepthSamples.join([track_depths(rig, sparse.tracks, view.index), rim]))
+        depth = behind_hull(depth, rig, view.index, hull).astype(np.float32)
+        result.append(replace(view, depth=depth, mask=check.votes[view.index]))
+    return result
+
+
+def bare_views(views: Sequence[View], sparse: SparseResult) -> list[DepthView]:
+    """The registered views without any depth."""
+    rig = sparse.rig
+    nothing = [np.zeros(view.mask.shape, np.float32) for view in views]
+    return [
+        DepthView(int(n), nothing[n], nothing[n], views[n].mask, rig.intrinsics[n], rig.world_from_cam[n])
+        for n in np.nonzero(rig.registered)[0].tolist()
+    ]

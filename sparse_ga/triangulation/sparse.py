@@ -1,0 +1,84 @@
+"""Cameras and tracks: matches to tracks, bundle adjustment, triangulation with the adjusted cameras."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparse_ga.config import TriangulateConfig
+from sparse_ga.products import Alignment, Array, PairMatches, VerifiedMatches, View
+from sparse_ga.triangulation.adjust import Adjustment, adjust_bundle
+from sparse_ga.triangulation.silhouettes import outside_votes
+from sparse_ga.triangulation.tracks import TriangulatedTracks, build_tracks, triangulate_tracks
+from sparse_ga.triangulation.views import Rig, make_rig
+
+
+@dataclass(frozen=True, eq=False)
+class SparseResult:
+    """What the matches give: cameras, tracks and how the adjustment went."""
+
+    rig: Rig
+    tracks: TriangulatedTracks
+    adjustment: Adjustment
+
+
+def solve_sparse(
+    views: Sequence[View],
+    alignment: Alignment,
+    pairs: Sequence[tuple[int, int]],
+    load_matches: Callable[[int], VerifiedMatches],
+    config: TriangulateConfig,
+) -> SparseResult:
+    """Tracks and cameras, with two rounds of adjustment and triangulation anew in between."""
+    rig = make_rig(views, alignment)
+    candidates = build_tracks(pairs, _MatchLoader(pairs, load_matches, alignment), config.track_cell_px)
+    limits = (config.max_reprojection_px, config.min_angle_deg)
+    tracks = triangulate_tracks(rig.projection, candidates, *limits)
+    if not config.bundle_adjustment:
+        return SparseResult(rig, tracks, Adjustment(rig, False, "off", 0.0, 0.0))
+    if (rig.held_pose & rig.held_intrinsics)[rig.registered].all():
+        return SparseResult(rig, tracks, Adjustment(rig, False, "poses and intrinsics given", 0.0, 0.0))
+    working_from_source = np.stack([view.working_from_source for view in views])
+    adjustment = adjust_bundle(rig, working_from_source, tracks, config.max_reprojection_px / 2)
+    if not adjustment.kept:
+        return SparseResult(rig, tracks, adjustment)
+    tracks = triangulate_tracks(adjustment.rig.projection, candidates, *limits)
+    again = adjust_bundle(adjustment.rig, working_from_source, tracks, config.max_reprojection_px / 2)
+    if again.kept:
+        adjustment = Adjustment(again.rig, True, "kept", adjustment.rms_before_px, again.rms_after_px)
+        tracks = triangulate_tracks(again.rig.projection, candidates, *limits)
+    return SparseResult(adjustment.rig, tracks, adjustment)
+
+
+@dataclass(frozen=True)
+class _MatchLoader:
+    """Matches of pairs that take part: both views registered, and the pair not rejected or dropped."""
+
+    pairs: Sequence[tuple[int, int]]
+    load: Callable[[int], VerifiedMatches]
+    alignment: Alignment
+
+    def __call__(self, number: int) -> PairMatches:
+        i, j = self.pairs[number]
+        names = self.alignment.names
+        if not (self.alignment.registered[i] and self.alignment.registered[j]):
+            return PairMatches.empty()
+        if any(text.startswith(f"{names[i]} | {names[j]} |") for text in self.alignment.dropped_pairs):
+            return PairMatches.empty()
+        verified = self.load(number)
+        return PairMatches.empty() if verified.rejected else verified.matches
+
+
+def inside_masks(sparse: SparseResult, masks: list[Array], limit_px: float, tolerated: float) -> SparseResult:
+    """Without tracks whose point lies outside the masks of more views than a `tolerated` share of its own views."""
+    tracks = sparse.tracks
+    if len(tracks.points) == 0:
+        return sparse
+    votes = outside_votes(sparse.rig, masks, tracks.points, limit_px)
+    keep = votes <= tolerated * tracks.obs.lengths
+    inside = TriangulatedTracks(
+        tracks.obs.select(keep[tracks.obs.point_index]), tracks.points[keep], tracks.covariance[keep], tracks.rejected
+    )
+    return SparseResult(sparse.rig, inside, sparse.adjustment)

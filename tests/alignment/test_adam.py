@@ -1,0 +1,59 @@
+"""The first-order schedule, kept for comparison."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from alignment_scenes import MILD, assert_sound, ring_case, rotation_errors
+from test_residuals import small_problem
+
+from sparse_ga.alignment.adam import _initial, _loss_2d, _make_chain, _poses, _tensors, adam_schedule
+from sparse_ga.alignment.residuals import residual_lengths
+from sparse_ga.config import Refine2dConfig
+
+
+def test_both_directions_of_a_match_know_each_other() -> None:
+    problem, _ = small_problem()
+    matches = _tensors(problem)
+    np.testing.assert_array_equal(matches.partner[matches.partner], np.arange(len(matches.partner)))
+    np.testing.assert_array_equal(matches.host[matches.partner], matches.target)
+    np.testing.assert_array_equal(matches.xy_host[matches.partner], matches.xy_target)
+
+
+def test_the_chain_starts_where_the_views_are() -> None:
+    problem, state = small_problem()
+    chain = _make_chain(problem)
+    rotation, translation = _poses(_initial(state, chain), chain)
+    np.testing.assert_allclose(rotation, state.rotation, atol=1e-12)
+    np.testing.assert_allclose(translation, state.translation, atol=1e-12)
+
+
+def test_its_residuals_are_those_of_the_other_solver() -> None:
+    problem, state = small_problem(2)
+    chain = _make_chain(problem)
+    loss = _loss_2d(problem, _initial(state, chain), chain, _tensors(problem), 1.0)
+    expected = np.average(residual_lengths(problem, state), weights=problem.observations.weight)
+    assert float(loss) == pytest.approx(expected, rel=1e-4)
+
+
+def test_held_focal_lengths_do_not_move_and_nothing_is_changed_in_place() -> None:
+    problem, state = small_problem()
+    held = replace(problem, focal_sigma=np.zeros(1))
+    before = state.log_depth.copy()
+    solution = adam_schedule(held, replace(state, log_focal=np.zeros(1)), steps=5)
+    np.testing.assert_array_equal(solution.state.log_focal, 0)
+    np.testing.assert_array_equal(state.log_depth, before)
+    assert len(solution.history) == 10
+    assert np.isfinite(solution.history).all()
+
+
+@pytest.mark.slow
+def test_the_schedule_lands_near_the_truth_and_the_other_solver_nearer() -> None:
+    case = ring_case(6, MILD)
+    first, second = case.refine(Refine2dConfig(solver="adam")), case.refine()
+    assert_sound(first)
+    assert len(first.residual_history) == 600
+    assert rotation_errors(first, case.scene).max() < 10.0
+    assert np.median(rotation_errors(second, case.scene)) < 0.5 * np.median(rotation_errors(first, case.scene))

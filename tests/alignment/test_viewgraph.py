@@ -1,0 +1,95 @@
+"""Triplets, components and trees."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sparse_ga.alignment.viewgraph import (
+    find_triplets,
+    hierarchical_tree,
+    largest_component,
+    spanning_tree,
+    tree_order,
+    triplet_support,
+)
+from sparse_ga.geometry.transforms import exp_so3
+from sparse_ga.products import Array
+
+
+def complete(count: int) -> Array:
+    return np.array([(i, j) for i in range(count) for j in range(i + 1, count)])
+
+
+def rotations_of(pairs: Array, seed: int = 0) -> Array:
+    world = exp_so3(np.random.default_rng(seed).normal(size=(pairs.max() + 1, 3)))
+    return np.swapaxes(world[pairs[:, 0]], 1, 2) @ world[pairs[:, 1]]
+
+
+def test_triplets_of_true_rotations_close_in_any_orientation() -> None:
+    pairs = complete(6)
+    flipped = np.arange(len(pairs)) % 2 == 0
+    rotations = rotations_of(pairs)
+    rotations[flipped] = np.swapaxes(rotations[flipped], 1, 2)
+    pairs[flipped] = pairs[flipped][:, ::-1]
+    triplets = find_triplets(pairs, rotations)
+    assert len(triplets.edges) == 20
+    assert triplets.error_deg.max() < 1e-6
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.4])
+def test_support_tells_wrong_edges_from_right_ones(share: float) -> None:
+    pairs = complete(12)
+    rotations = rotations_of(pairs)
+    rng = np.random.default_rng(1)
+    wrong = rng.permutation(len(pairs)) < share * len(pairs)
+    rotations[wrong] = exp_so3(rng.normal(size=(wrong.sum(), 3)) * 1.2 + 0.5) @ rotations[wrong]
+    support = triplet_support(find_triplets(pairs, rotations), np.ones(len(pairs)), np.full(len(pairs), 5.0))
+    assert support[~wrong].min() > 0.8
+    assert support[wrong].max() < 0.2
+
+
+def test_edges_without_triplets_are_not_judged() -> None:
+    pairs = np.array([[0, 1], [1, 2], [0, 2], [2, 3]])
+    rotations = rotations_of(pairs)
+    rotations[3] = np.eye(3)
+    support = triplet_support(find_triplets(pairs, rotations), np.ones(4), np.full(4, 5.0))
+    assert support[3] == 1.0
+    none = triplet_support(find_triplets(pairs[3:], rotations[3:]), np.ones(1), np.full(1, 5.0))
+    np.testing.assert_array_equal(none, [1.0])
+
+
+def test_largest_component_prefers_size_then_weight() -> None:
+    pairs = np.array([[0, 1], [2, 3], [3, 4], [5, 6], [6, 7]])
+    nodes, label = largest_component(9, pairs, np.array([9.0, 1, 1, 2, 2]))
+    np.testing.assert_array_equal(np.flatnonzero(nodes), [5, 6, 7])
+    assert label[8] not in label[:8]
+    assert not largest_component(4, np.zeros((0, 2), int), np.zeros(0))[0].any()
+
+
+def test_spanning_tree_takes_the_strongest_edges_and_survives_repeats() -> None:
+    pairs = np.array([[0, 1], [1, 0], [1, 2], [0, 2]])
+    weights = np.array([0.2, 0.9, 0.8, 0.1])
+    assert sorted(spanning_tree(3, pairs, weights)) == [1, 2]
+
+
+def test_hierarchical_tree_joins_clusters_by_their_strongest_edge() -> None:
+    pairs = np.array([[0, 1], [2, 3], [1, 2], [0, 3], [0, 2]])
+    weights = np.array([0.9, 0.8, 0.3, 0.5, 0.1])
+    assert sorted(hierarchical_tree(4, pairs, weights)) == [0, 1, 3]
+    assert len(hierarchical_tree(1, np.zeros((0, 2), int), np.zeros(0))) == 0
+
+
+@pytest.mark.parametrize("build", [spanning_tree, hierarchical_tree])
+def test_trees_of_sparse_graphs_reach_every_view(build) -> None:
+    rng = np.random.default_rng(0)
+    pairs = np.array([(i, (i + k) % 30) for i in range(30) for k in (1, 2, 5)])
+    tree = build(30, pairs, rng.random(len(pairs)))
+    assert len(tree) == 29
+    steps = tree_order(30, pairs, tree, 4)
+    seen = {4}
+    for parent, child, edge in steps:
+        assert parent in seen
+        assert set(pairs[edge]) == {parent, child}
+        seen.add(child)
+    assert seen == set(range(30))

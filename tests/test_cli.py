@@ -1,0 +1,404 @@
+"""The command: what it prints, its exit codes, and one line for every wrong use."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cheap_pipeline import CheapPredictor, install, write_mask, write_set
+from PIL import Image
+
+import sparse_ga.commands.jobs
+from sparse_ga.cli import STAGES, main, make_parser
+from sparse_ga.config import load_config, preset_names
+from sparse_ga.stages.job import STAGE_NAMES
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    install(monkeypatch)
+    monkeypatch.setattr(sparse_ga.commands.jobs, "load_predictor", lambda name, config: CheapPredictor())
+    monkeypatch.chdir(tmp_path)
+    return write_set(tmp_path)
+
+
+def command(*words: object, **options: object) -> int:
+    return main([str(word) for word in words])
+
+
+def run(*words: object) -> int:
+    return command("run", "images", "--masks", "masks", "--format", "ply", *words)
+
+
+def lines_of(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# ---------------------------------------------------------------- right uses
+
+
+def test_run_writes_the_outputs_and_a_short_summary(folder: Path, capsys: pytest.CaptureFixture):
+    assert run() == 0
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) <= 10
+    assert "registered  5 of 5 images" in told
+    assert {"reconstruction.safetensors", "points.ply", "scene.json", "cache"} <= {
+        p.name for p in (folder / "out").iterdir()
+    }
+
+
+def test_a_second_run_gives_the_same_bytes(folder: Path):
+    assert run() == 0
+    outputs = {path: path.read_bytes() for path in (folder / "out").iterdir() if path.is_file()}
+    assert run() == 0
+    assert {path: path.read_bytes() for path in (folder / "out").iterdir() if path.is_file()} == outputs
+    assert run("--out", "again") == 0
+    for path, data in outputs.items():
+        assert (folder / "again" / path.name).read_bytes() == data
+
+
+def test_json_is_one_event_a_line_and_ends_with_a_summary(folder: Path, capsys: pytest.CaptureFixture):
+    assert run("--json") == 0
+    events = lines_of(capsys.readouterr().out)
+    assert all(isinstance(event["event"], str) for event in events)
+    assert events[-1]["event"] == "summary"
+    assert events[-1]["registered"] == 5
+    assert events[-1]["unregistered"] == []
+    finished = [event["stage"] for event in events if event["event"] == "stage_finished"]
+    assert finished == ["ingest", "forward", "align3d", "refine2d", "triangulate"]
+
+
+def test_quiet_says_nothing_and_verbose_more(folder: Path, capsys: pytest.CaptureFixture):
+    assert run("-q") == 0
+    assert capsys.readouterr() == ("", "")
+    assert run("-v") == 0
+    assert "forward: 0 computed, 10 from the cache" in capsys.readouterr().err
+
+
+def test_until_stage_status_and_clean_need_only_the_folder(folder: Path, capsys: pytest.CaptureFixture):
+    assert run("--until", "match") == 0
+    assert "sparse-ga status" in capsys.readouterr().err
+    assert command("status") == 0
+    rows = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]}
+    assert rows["match"] == "done"
+    assert rows["align3d"] == "missing"
+    assert rows["encode"] == "not"
+    assert command("stage", "align3d", "out/cache") == 0
+    assert command("status", "out", "--json") == 0
+    events = lines_of(capsys.readouterr().out)
+    assert {event["stage"]: event["done"] for event in events if event["event"] == "stage"}["align3d"] == 1
+    assert run() == 0
+    before = (folder / "out" / "points.ply").read_bytes()
+    assert command("clean", "--dry-run") == 0
+    assert "would be freed" in capsys.readouterr().err
+    assert len(list((folder / "out/cache/forward").iterdir())) == 10
+    assert command("clean", "out", "--keep", "match") == 0
+    assert not list((folder / "out/cache/forward").iterdir())
+    assert len(list((folder / "out/cache/match").iterdir())) == 10
+    assert run() == 0
+    assert (folder / "out" / "points.ply").read_bytes() == before
+
+
+def test_status_tells_why_something_is_stale(folder: Path, capsys: pytest.CaptureFixture):
+    assert run() == 0
+    assert run("--until", "pairs", "--set", "match.min_matches=3", "--set", "triangulate.dense=false") == 0
+    capsys.readouterr()
+    assert command("status") == 0
+    told = capsys.readouterr().out
+    assert "stale: match.min_matches 12 -> 3 (10)" in told
+    assert "triangulate.dense True -> False" in told
+
+
+def test_a_cache_elsewhere_is_found_from_the_output_folder(folder: Path, capsys: pytest.CaptureFixture):
+    assert run("--cache", folder / "elsewhere") == 0
+    assert not (folder / "out" / "cache").exists()
+    assert command("status", "out") == 0
+    assert "triangulate done" in capsys.readouterr().out
+
+
+def test_export_from_output_and_from_cache_gives_the_same(folder: Path):
+    assert run() == 0
+    ply = (folder / "out" / "points.ply").read_bytes()
+    for source in ("out", "out/cache"):
+        assert command("export", source, "--format", "ply", "npz", "--out", folder / "ex") == 0
+        assert (folder / "ex" / "points.ply").read_bytes() == ply
+        shutil.rmtree(folder / "ex")
+    shutil.copy(folder / "out" / "reconstruction.safetensors", folder / "images")
+    assert command("export", folder / "images", "--format", "ply", "--out", folder / "ex") == 0
+    assert (folder / "ex" / "points.ply").read_bytes() == ply
+
+
+def test_settings_presets_objects_and_cameras_reach_the_job(folder: Path):
+    (folder / "mine.toml").write_text('[pairs]\ngraph = "window-1"\n')
+    cameras = {"v0.png": {"K": [[90, 0, 24], [0, 90, 16], [0, 0, 1]], "size": [48, 32]}}
+    (folder / "cameras.json").write_text(json.dumps(cameras))
+    for n in range(5):
+        write_mask(folder, n, value=3)
+    words = ["--preset", "mine.toml", "--object", "3", "--cameras", "cameras.json", "--set", "refine2d.loss_px=2"]
+    assert run(*words, "--set", "ingest.object_id=3") == 0
+    record = sparse_ga.commands.jobs.load_record(folder / "out" / "cache")
+    assert record.config.pairs.graph == "window-1"
+    assert record.config.ingest.object_id == 3
+    assert record.config.refine2d.loss_px == 2.0
+    assert [source.camera is not None for source in record.job().sources] == [True, False, False, False, False]
+    assert Path(record.images[0]).is_absolute()
+
+
+def test_nothing_registered_is_exit_code_3(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    import dataclasses
+
+    import sparse_ga.triangulation
+
+    real = sparse_ga.triangulation.triangulate_views
+
+    def none(*arguments: object) -> object:
+        found = real(*arguments)
+        return dataclasses.replace(found, registered=np.zeros(5, bool), reasons=("lost in space",) * 5)
+
+    monkeypatch.setattr(sparse_ga.triangulation, "triangulate_views", none)
+    assert run() == 3
+    told = capsys.readouterr().err
+    assert "registered  0 of 5" in told
+    assert "v0.png: lost in space; look at it with `sparse-ga check`" in told
+    assert len(told.splitlines()) <= 10
+
+
+def test_config_prints_every_setting_with_its_meaning(capsys: pytest.CaptureFixture):
+    assert command("config", "--set", "match.min_matches=21") == 0
+    told = capsys.readouterr().out
+    assert "min_matches = 21" in told
+    assert "# A pair with fewer verified matches is dropped." in told
+    assert told.count(" = ") >= 40
+    assert command("config", "--preset", "turntable", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["config"]["pairs"]["graph"] == "window-5"
+
+
+def test_every_preset_loads_and_is_named():
+    assert preset_names() == [
+        "few-images",
+        "many-images",
+        "moving-camera",
+        "object",
+        "preview",
+        "quality",
+        "turntable",
+    ]
+    for name in preset_names():
+        load_config(name)
+    assert load_config("moving-camera").forward.mask_mode == "context"
+    assert load_config("preview").ingest.long_side == 256
+
+
+def test_help_lists_exit_codes_and_the_stages_are_those_of_the_pipeline(capsys: pytest.CaptureFixture):
+    assert tuple(STAGES) == STAGE_NAMES
+    with pytest.raises(SystemExit):
+        make_parser().parse_args(["--help"])
+    told = capsys.readouterr().out
+    for code in ("0 ", "1 ", "2 ", "3 ", "4 ", "130 "):
+        assert f"\n  {code}" in told
+
+
+def test_help_comes_at_once():
+    times = []
+    for _ in range(3):
+        start = time.monotonic()
+        subprocess.run([sys.executable, "-m", "sparse_ga.cli", "--help"], capture_output=True, check=True)
+        times.append(time.monotonic() - start)
+    assert min(times) < 1.0
+    code = "import sys; import sparse_ga.cli; print({'torch', 'numpy', 'pydantic'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+# ---------------------------------------------------------------- wrong uses: one line, exit code 2 (or 4)
+
+
+def wrong(capsys: pytest.CaptureFixture, code: int = 2) -> str:
+    """What was printed, which has to be one line."""
+    _, err = capsys.readouterr()
+    problems = [line for line in err.splitlines() if line.startswith("sparse-ga: ")]
+    assert len(problems) == 1
+    assert err.splitlines()[-1] == problems[0]
+    assert "Traceback" not in err
+    assert len(problems[0]) < 400
+    return problems[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "nowhere"], "no such folder"),
+        (["run", "images", "--masks", "nowhere"], "no such folder of masks"),
+        (["run", "masks", "--masks", "images"], "exchanged"),
+        (["run", "images/v0.png", "--masks", "masks"], "at least two"),
+        (["run", "*.jpg"], "no such folder or file"),
+        (["run", "empty"], "no photographs here"),
+        (["run", "images", "--preset", "turntabel"], "unknown preset 'turntabel'; presets are few-images"),
+        (["run", "images", "--preset", "none.toml"], "unknown preset"),
+        (["run", "images", "--preset", "broken.toml"], "not valid TOML"),
+        (["run", "images", "--set", "match.min_match=3"], "did you mean 'min_matches'"),
+        (["run", "images", "--set", "macth.min_matches=3"], "did you mean 'match'"),
+        (["run", "images", "--set", "match.min_matches=many"], "match.min_matches"),
+        (["run", "images", "--set", "match.min_matches"], "write section.field=value"),
+        (["run", "images", "--set", "predictor.x=1"], "predictor"),
+        (["run", "images", "--set", "pairs.graph=windw-3"], "is not a graph"),
+        (["run", "images", "--set", "pairs.graph=oneref-9"], "there are 5 images"),
+        (["run", "images", "--set", "pairs.pairs_file=none.txt"], "pairs file cannot be read"),
+        (["run", "images", "--masks", "masks", "--cameras", "none.json"], "no such cameras file"),
+        (["run", "images", "--masks", "masks", "--cameras", "images"], "no COLMAP model"),
+        (["run", "images", "--masks", "masks", "--cameras", "other.json"], "no camera fits"),
+        (["run", "images", "--masks", "masks", "--cameras", "size.json"], "give the camera of this photograph"),
+        (["run", "images", "--masks", "masks", "--from", "match", "--until", "forward"], "exchange --from and --until"),
+        (["run", "images", "--masks", "masks", "--format", "obj"], "unknown export format 'obj'"),
+        (["run", "images", "--masks", "masks", "--object", "9"], "object 9 is in none of the masks"),
+        (["run", "truncated", "--masks", "masks"], "truncated/v2.png: this photograph is broken or cut off"),
+        (["run", "text", "--masks", "masks"], "text/v2.png: this photograph is not an image"),
+        (["run", "twice"], "have one name"),
+        (["run", "images", "--masks", "one_missing"], "v3.png: no mask"),
+        (["run", "images", "--masks", "one_empty"], "v3.png is empty"),
+        (["run", "images", "--masks", "wrong_size"], "20x20 but its photograph 48x32"),
+        (["run", "images", "--masks", "turned"], "before turning it upright"),
+        (["run", "images", "--masks", "broken_mask"], "this mask is broken"),
+        (["run", "images/v0.png", "images/v9.png"], "images/v9.png: there is no such file"),
+        (["status", "images"], "no run has been here"),
+        (["status", "nowhere"], "no run has been here"),
+        (["stage", "match", "nowhere"], "no run has been here"),
+        (["clean", "nowhere"], "no run has been here"),
+        (["export", "images", "--format", "ply"], "no reconstruction here"),
+        (["export", "nowhere", "--format", "ply"], "no such folder"),
+        (["export", "images", "--format", "obj"], "unknown export format 'obj'"),
+        (["match", "images/v0.png", "images/v9.png"], "v9.png: there is no such photograph"),
+        (["match", "images/v0.png", "images/v1.png", "--masks", "a", "b", "c"], "give a folder or two files"),
+        (["check", "nowhere"], "no such folder"),
+        (["weights", "convert", "nowhere"], "--out"),
+        (["config", "--preset", "nope"], "unknown preset"),
+    ],
+)
+def test_every_wrong_use_ends_in_one_line(folder: Path, words: list[str], message: str, capsys: pytest.CaptureFixture):
+    (folder / "empty").mkdir()
+    (folder / "broken.toml").write_text("[pairs\n")
+    k = [[90, 0, 24], [0, 90, 16], [0, 0, 1]]
+    (folder / "other.json").write_text(json.dumps({"x.png": {"K": k}}))
+    (folder / "size.json").write_text(json.dumps({"v0.png": {"K": k, "size": [50, 20]}}))
+    for name in ("truncated", "text"):
+        shutil.copytree(folder / "images", folder / name)
+    data = (folder / "images" / "v2.png").read_bytes()
+    (folder / "truncated" / "v2.png").write_bytes(data[: len(data) // 2])
+    (folder / "text" / "v2.png").write_text("no image")
+    shutil.copytree(folder / "images", folder / "twice")
+    Image.open(folder / "images" / "v0.png").save(folder / "twice" / "v0.jpg")
+    for name in ("one_missing", "one_empty", "wrong_size", "turned", "broken_mask"):
+        shutil.copytree(folder / "masks", folder / name)
+    (folder / "one_missing" / "v3.png").unlink()
+    Image.new("L", (48, 32)).save(folder / "one_empty" / "v3.png")
+    Image.new("L", (20, 20), 255).save(folder / "wrong_size" / "v3.png")
+    Image.new("L", (32, 48), 255).save(folder / "turned" / "v3.png")
+    mask = (folder / "masks" / "v3.png").read_bytes()
+    (folder / "broken_mask" / "v3.png").write_bytes(mask[:-20])
+    assert command(*words) == 2
+    assert message in wrong(capsys)
+
+
+@pytest.mark.parametrize(
+    "words", [["rum"], ["run"], ["run", "images", "--until", "mtch"], ["stage", "x"], ["run", "--x"]]
+)
+def test_words_that_are_no_command_end_in_usage_and_exit_code_2(words: list[str], capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as stop:
+        command(*words)
+    assert stop.value.code == 2
+    assert "usage: sparse-ga" in capsys.readouterr().err
+
+
+def test_outputs_and_caches_that_cannot_be_written_are_exit_code_4(folder: Path, capsys: pytest.CaptureFixture):
+    (folder / "file").write_text("x")
+    assert run("--out", "file", "--cache", "cache") == 4
+    assert "choose another folder with --out" in wrong(capsys, 4)
+    assert run("--out", "out", "--cache", "file") == 4
+    assert "choose another with --cache" in wrong(capsys, 4)
+
+
+def test_a_full_disk_is_exit_code_4_and_the_cache_stays_usable(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    import errno
+
+    calls = []
+    real = os.fsync
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) > 24:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert run() == 4
+    assert "the disk is full" in wrong(capsys, 4)
+    monkeypatch.setattr(os, "fsync", real)
+    assert run() == 0
+    assert run("--out", "fresh") == 0
+    assert (folder / "out" / "points.ply").read_bytes() == (folder / "fresh" / "points.ply").read_bytes()
+
+
+def test_a_damaged_job_record_says_how_to_go_on(folder: Path, capsys: pytest.CaptureFixture):
+    assert run("--until", "ingest") == 0
+    capsys.readouterr()
+    (folder / "out" / "cache" / "job.json").write_text("{")
+    assert command("status") == 2
+    assert "start again with `sparse-ga run`" in wrong(capsys)
+
+
+def test_a_warning_is_told_once_and_in_the_summary(folder: Path, capsys: pytest.CaptureFixture):
+    assert command("run", "images", "--format", "ply") == 0
+    told = capsys.readouterr().err
+    assert told.count("everything in the photographs counts as the object") == 1
+
+
+# ---------------------------------------------------------------- interrupted
+
+
+_SCRIPT = """
+import sys, time
+sys.path.insert(0, {tests!r})
+import pytest, cheap_pipeline
+patch = pytest.MonkeyPatch()
+cheap_pipeline.install(patch)
+import sparse_ga.commands.jobs as jobs
+class Slow(cheap_pipeline.CheapPredictor):
+    def predict(self, view_i, view_j):
+        time.sleep(0.3)
+        return super().predict(view_i, view_j)
+jobs.load_predictor = lambda name, config: Slow()
+from sparse_ga.cli import main
+sys.exit(main(["run", "images", "--masks", "masks", "--format", "ply"]))
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_says_how_to_go_on_and_the_cache_serves(folder: Path, sent: signal.Signals):
+    script = _SCRIPT.format(tests=str(Path(__file__).parent))
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    forward = folder / "out" / "cache" / "forward"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and len(list(forward.glob("*.safetensors"))) < 2:
+        time.sleep(0.02)
+    process.send_signal(sent)
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "Traceback" not in told
+    assert "the same command goes on" in told
+    assert not list(forward.glob(".*.tmp"))
+    done = len(list(forward.iterdir()))
+    assert 2 <= done < 10
+    assert run() == 0
+    assert run("--out", "fresh") == 0
+    assert (folder / "out" / "points.ply").read_bytes() == (folder / "fresh" / "points.ply").read_bytes()

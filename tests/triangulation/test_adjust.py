@@ -1,0 +1,135 @@
+"""Bundle adjustment: repairs small errors, holds what is given, refuses what cannot be right."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from balls import ball_views
+
+from sparse_ga.geometry import transforms
+from sparse_ga.geometry.triangulation import Observations, residuals
+from sparse_ga.products import Array
+from sparse_ga.triangulation.adjust import adjust_bundle
+from sparse_ga.triangulation.tracks import TriangulatedTracks, triangulate_tracks
+from sparse_ga.triangulation.views import Rig
+
+TRUE, _ = ball_views(8, size=(256, 192))
+SAME = np.tile(np.eye(3), (8, 1, 1))
+
+
+def candidates(noise: float = 0.05, count: int = 300) -> Observations:
+    """Points on the ball seen by the views that face them."""
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(count, 3))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    facing = (TRUE.centers[:, None] * points).sum(2) > 1.3  # (V, P)
+    view, point = np.nonzero(facing)
+    order = np.lexsort((view, point))
+    obs = Observations(np.unique(point[order], return_inverse=True)[1], view[order], np.zeros((len(view), 2)))
+    points = points[np.unique(point)]
+    xy, _ = residuals(TRUE.projection, obs, points)
+    return Observations(obs.point_index, obs.view_index, xy + noise * rng.normal(size=xy.shape))
+
+
+def disturbed(turn_deg: float = 0.5, zoom: float = 1.01) -> Rig:
+    """The true cameras turned about the object, but the first, with another focal length."""
+    rng = np.random.default_rng(5)
+    turn = np.radians(turn_deg) * rng.normal(size=(8, 3))
+    turn[0] = 0
+    poses = transforms.make(transforms.exp_so3(turn), np.zeros((8, 3))) @ TRUE.world_from_cam
+    k = TRUE.intrinsics.copy()
+    k[:, 0, 0] *= zoom
+    k[:, 1, 1] *= zoom
+    return TRUE.moved(poses, k)
+
+
+def solve(rig: Rig, obs: Observations, working_from_source: Array = SAME) -> tuple[Rig, str, TriangulatedTracks]:
+    tracks = triangulate_tracks(rig.projection, obs, 6.0, 1.5)
+    result = adjust_bundle(rig, working_from_source, tracks, 1.0)
+    return result.rig, result.status, tracks
+
+
+def pose_errors_deg(rig: Rig) -> Array:
+    """Rotation between neighbouring cameras against the truth, (V - 1,) degrees: free of gauge."""
+
+    def between(r: Array) -> Array:
+        return np.swapaxes(r[:-1, :3, :3], 1, 2) @ r[1:, :3, :3]
+
+    return transforms.rotation_angle_deg(np.swapaxes(between(TRUE.world_from_cam), 1, 2) @ between(rig.world_from_cam))
+
+
+def test_errors_of_poses_and_focal_are_repaired() -> None:
+    start = disturbed()
+    rig, status, _ = solve(start, candidates())
+    assert status == "kept"
+    assert pose_errors_deg(start).max() > 0.5
+    assert pose_errors_deg(rig).max() < 0.15
+    assert rig.intrinsics[0, 0, 0] == pytest.approx(TRUE.intrinsics[0, 0, 0], rel=5e-3)
+
+
+def test_gauge_and_principal_point_stay() -> None:
+    start = disturbed()
+    rig, _, _ = solve(start, candidates())
+    np.testing.assert_allclose(rig.world_from_cam[0], start.world_from_cam[0], atol=1e-9)
+    np.testing.assert_array_equal(rig.intrinsics[:, :2, 2], start.intrinsics[:, :2, 2])
+    depth = [np.median(np.linalg.norm(r.centers, axis=1)) for r in (start, rig)]
+    assert depth[0] == pytest.approx(depth[1], rel=0.03)
+    np.testing.assert_allclose(np.linalg.det(rig.world_from_cam[:, :3, :3]), 1, atol=1e-9)
+    assert len(np.unique(rig.intrinsics[:, 0, 0])) == 1  # one sensor, one focal length
+
+
+def test_each_sensor_has_its_focal_length() -> None:
+    start = replace(disturbed(), sensor=np.array([0, 0, 0, 0, 1, 1, 1, 1]))
+    rig, status, _ = solve(start, candidates())
+    assert status == "kept"
+    assert len(np.unique(rig.intrinsics[:, 0, 0])) == 2
+
+
+def test_what_is_given_is_held_bit_by_bit() -> None:
+    start = disturbed(zoom=1.0)
+    held = np.zeros(8, bool)
+    held[[2, 5]] = True
+    start = replace(start, held_pose=held, held_intrinsics=np.ones(8, bool))
+    rig, status, _ = solve(start, candidates())
+    assert status == "kept"
+    np.testing.assert_allclose(rig.world_from_cam[held], start.world_from_cam[held], atol=1e-12)
+    np.testing.assert_array_equal(rig.intrinsics, start.intrinsics)
+    assert not np.allclose(rig.world_from_cam[1], start.world_from_cam[1], atol=1e-6)
+
+
+def test_source_pixels_of_another_scale_change_nothing() -> None:
+    start = disturbed()
+    scale = np.diag([0.4, 0.4, 1.0])
+    scale[:2, 2] = (-3.0, 5.0)
+    first, _, _ = solve(start, candidates())
+    second, _, _ = solve(replace(start, scale=np.full(8, 0.4)), candidates(), np.tile(scale, (8, 1, 1)))
+    np.testing.assert_allclose(first.world_from_cam, second.world_from_cam, atol=1e-5)
+    np.testing.assert_allclose(first.intrinsics, second.intrinsics, rtol=1e-4)
+
+
+def test_it_is_refused_when_it_tears_a_camera_off() -> None:
+    start = disturbed(0.0, 1.0)
+    tracks = triangulate_tracks(start.projection, candidates(), 6.0, 1.5)
+    obs = tracks.obs
+    # every observation of one view shifted as if its camera looked far past the object
+    xy = obs.xy + np.where(obs.view_index == 3, 130.0, 0.0)[:, None] * (1, 0)
+    spoilt = replace(tracks, obs=Observations(obs.point_index, obs.view_index, xy))
+    result = adjust_bundle(start, SAME, spoilt, 50.0)
+    assert not result.kept
+    assert "too far" in result.status
+    np.testing.assert_array_equal(result.rig.world_from_cam, start.world_from_cam)
+
+
+def test_too_few_tracks_change_nothing() -> None:
+    obs = candidates(count=10)
+    rig, status, _ = solve(disturbed(), obs)
+    assert status == "too few tracks"
+    np.testing.assert_array_equal(rig.world_from_cam, disturbed().world_from_cam)
+
+
+def test_the_same_bytes_every_time() -> None:
+    results = [solve(disturbed(), candidates())[0] for _ in range(2)]
+    assert results[0].world_from_cam.tobytes() == results[1].world_from_cam.tobytes()
+    assert results[0].intrinsics.tobytes() == results[1].intrinsics.tobytes()

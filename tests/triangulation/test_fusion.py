@@ -1,0 +1,204 @@
+"""Fusion of depth maps: accuracy, silhouettes, wrong masks, cleaning, and what a hundred views cost."""
+
+from __future__ import annotations
+
+import resource
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from balls import RADIUS, ball_views
+
+from sparse_ga.config import TriangulateConfig
+from sparse_ga.products import Array
+from sparse_ga.triangulation.consistency import check_view, depth_normals
+from sparse_ga.triangulation.depth import DepthView
+from sparse_ga.triangulation.fusion import Cloud, Fusion, color_points, fuse, inspect_masks, object_diameter
+from sparse_ga.triangulation.silhouettes import distance_outside, outside_votes, project_nearest
+from sparse_ga.triangulation.views import Rig
+
+CONFIG = TriangulateConfig()
+NAMES = tuple(f"view_{n}" for n in range(16))
+
+
+def fused(views: list[DepthView], rig: Rig, config: TriangulateConfig = CONFIG) -> Fusion:
+    return fuse(views, rig, inspect_masks(views, rig, NAMES, config), config)
+
+
+def surface_errors(cloud: Cloud) -> Array:
+    """Distance (P,) to the ball in diameters."""
+    return np.abs(np.linalg.norm(cloud.points, axis=1) - RADIUS) / (2 * RADIUS)
+
+
+@pytest.fixture(scope="module")
+def ball() -> tuple[Rig, list[DepthView]]:
+    return ball_views(16, size=(192, 144), noise=0.004)
+
+
+@pytest.fixture(scope="module")
+def clean_fusion(ball: tuple[Rig, list[DepthView]]) -> Fusion:
+    return fused(ball[1], ball[0])
+
+
+def test_noise_averages_out(ball: tuple[Rig, list[DepthView]], clean_fusion: Fusion) -> None:
+    single = np.concatenate([np.linalg.norm(view.world_points(), axis=1) - RADIUS for view in ball[1]])
+    assert np.median(surface_errors(clean_fusion.cloud)) < 0.6 * np.median(np.abs(single)) / (2 * RADIUS)
+    assert np.quantile(surface_errors(clean_fusion.cloud), 0.99) < 0.01
+    assert clean_fusion.wrong_masks == ()
+
+
+def test_what_comes_out_is_finite_and_faces_outwards(clean_fusion: Fusion) -> None:
+    cloud = clean_fusion.cloud
+    assert all(np.isfinite(a).all() for a in (cloud.points, cloud.normals, cloud.confidence))
+    np.testing.assert_allclose(np.linalg.norm(cloud.normals, axis=1), 1, atol=1e-6)
+    outwards = (cloud.normals * cloud.points).sum(1) / np.linalg.norm(cloud.points, axis=1)
+    assert np.median(outwards) > 0.99
+    assert (outwards > 0).mean() > 0.999
+    assert cloud.confidence.min() >= 0
+    assert cloud.confidence.max() <= 1
+
+
+def test_no_point_outside_any_mask(ball: tuple[Rig, list[DepthView]], clean_fusion: Fusion) -> None:
+    masks = [view.mask for view in ball[1]]
+    assert outside_votes(ball[0], masks, clean_fusion.cloud.points, 2.0).max() == 0
+
+
+def test_a_mask_of_everything_is_named_and_does_no_harm(
+    ball: tuple[Rig, list[DepthView]], clean_fusion: Fusion
+) -> None:
+    rig, views = ball
+    views = list(views)
+    wrong = views[3]
+    background = np.where(wrong.mask, wrong.depth, 1.2 * wrong.depth.max()).astype(np.float32)
+    everything = np.ones_like(wrong.mask)
+    views[3] = replace(wrong, mask=everything, depth=background, confidence=np.ones_like(background))
+    fusion = fused(views, rig)
+    assert [text.split(":")[0] for text in fusion.wrong_masks] == ["view_3"]
+    assert np.quantile(surface_errors(fusion.cloud), 0.99) < 0.013
+    assert np.median(surface_errors(fusion.cloud)) < 1.3 * np.median(surface_errors(clean_fusion.cloud))
+    masks = [view.mask for view in ball[1]]
+    outside = outside_votes(rig, [everything if n == 3 else m for n, m in enumerate(masks)], fusion.cloud.points, 2.0)
+    assert outside.max() == 0
+
+
+def test_a_hole_in_a_mask_is_named_and_digs_no_tunnel(ball: tuple[Rig, list[DepthView]], clean_fusion: Fusion) -> None:
+    rig, views = ball
+    views = list(views)
+    mask = views[5].mask.copy()
+    mask[60:84, 84:108] = False
+    views[5] = replace(views[5], mask=mask, depth=np.where(mask, views[5].depth, 0))
+    fusion = fused(views, rig)
+    assert [text.split(":")[0] for text in fusion.wrong_masks] == ["view_5"]
+    pixel, inside = project_nearest(rig, 5, fusion.cloud.points, mask.shape)
+    hole = np.zeros_like(mask)
+    hole[66:78, 90:102] = True
+    covered = np.zeros(mask.size, bool)
+    covered[pixel[inside]] = True
+    assert covered.reshape(mask.shape)[hole].mean() > 0.9
+    assert np.median(surface_errors(fusion.cloud)) < 1.1 * np.median(surface_errors(clean_fusion.cloud))
+
+
+def test_an_object_cut_by_the_image_border(ball: tuple[Rig, list[DepthView]]) -> None:
+    rig, views = ball
+    intrinsics = rig.intrinsics.copy()
+    cut = []
+    for view in views:
+        if view.index % 3 == 0:
+            k = view.intrinsics.copy()
+            k[0, 2] -= 80
+            view = replace(
+                view, depth=view.depth[:, 80:], mask=view.mask[:, 80:], confidence=view.confidence[:, 80:], intrinsics=k
+            )
+        intrinsics[view.index] = view.intrinsics
+        cut.append(view)
+    fusion = fused(cut, rig.moved(rig.world_from_cam, intrinsics))
+    assert fusion.wrong_masks == ()
+    assert np.quantile(surface_errors(fusion.cloud), 0.99) < 0.012
+    directions = fusion.cloud.points / np.linalg.norm(fusion.cloud.points, axis=1, keepdims=True)
+    azimuth = np.histogram(np.arctan2(directions[:, 1], directions[:, 0]), 24)[0]
+    assert azimuth.min() > 0.3 * azimuth.mean()  # no side is missing
+
+
+def test_floating_points_that_one_view_invents_are_dropped(ball: tuple[Rig, list[DepthView]]) -> None:
+    rig, views = ball
+    views = list(views)
+    depth = views[0].depth.copy()
+    depth[60:90, 80:110] *= 0.8  # a plate in front of the ball, inside its outline in this view
+    views[0] = replace(views[0], depth=depth)
+    cloud = fused(views, rig).cloud
+    assert np.linalg.norm(cloud.points, axis=1).max() < 1.05 * RADIUS
+
+
+def test_voxels_thin_the_cloud(ball: tuple[Rig, list[DepthView]], clean_fusion: Fusion) -> None:
+    thin = fused(ball[1], ball[0], replace(CONFIG, voxel=0.03)).cloud
+    assert 50 < len(thin) < len(clean_fusion.cloud) / 3
+    assert np.quantile(surface_errors(thin), 0.95) < 0.01
+
+
+def test_nothing_to_fuse(ball: tuple[Rig, list[DepthView]]) -> None:
+    rig, views = ball
+    empty = [replace(view, depth=np.zeros_like(view.depth)) for view in views]
+    assert len(fused(empty, rig).cloud) == 0
+    assert object_diameter(np.zeros((0, 3))) == 0
+    assert len(fused([], replace(rig, registered=np.zeros(16, bool))).cloud) == 0
+
+
+def test_a_view_without_neighbours_confirms_nothing(ball: tuple[Rig, list[DepthView]]) -> None:
+    assert len(fused(ball[1][:1], replace(ball[0], registered=np.arange(16) == 0)).cloud) == 0
+
+
+def test_agreement_moves_a_wrong_depth_towards_the_others(ball: tuple[Rig, list[DepthView]]) -> None:
+    _, exact = ball_views(16, size=(192, 144))
+    wrong = replace(exact[0], depth=exact[0].depth * np.float32(1.003), confidence=exact[0].confidence)
+    agreement = check_view(wrong, [exact[2], exact[14]], tolerance=0.1)
+    truth = exact[0].depth[exact[0].valid]
+    inner = agreement.agree == 2
+    before = np.abs(wrong.depth[wrong.valid] - truth)[inner]
+    after = np.abs(agreement.depth - truth)[inner]
+    assert np.median(after) < 0.45 * np.median(before)
+
+
+def test_normals_of_a_depth_map() -> None:
+    _, views = ball_views(4, size=(192, 144))
+    view = views[0]
+    normal = depth_normals(view) @ view.world_from_cam[:3, :3].T
+    truth = view.world_points() / RADIUS
+    inner = distance_outside(~view.mask)[view.valid] > 4
+    angle = np.degrees(np.arccos(np.clip((normal * truth).sum(1), -1, 1)))
+    assert np.median(angle[inner]) < 0.5
+    assert np.quantile(angle[inner], 0.95) < 4
+
+
+def test_colours_come_from_the_source_photographs(ball: tuple[Rig, list[DepthView]], clean_fusion: Fusion) -> None:
+    _, views = ball
+    half = np.diag([0.5, 0.5, 1.0])
+    half[:2, 2] = -0.25  # working px of a photograph twice as large
+    by_index = {view.index: view for view in views}
+
+    def load_source(n: int) -> tuple[Array, Array]:
+        view = by_index[n]
+        points = view.world_from_cam[:3, 3] + np.zeros((*view.mask.shape, 3))
+        points[view.valid] = view.world_points()
+        image = np.where(view.mask[..., None], 128 + 100 * points, 255).clip(0, 255).astype(np.uint8)
+        return np.repeat(np.repeat(image, 2, 0), 2, 1), np.repeat(np.repeat(view.mask, 2, 0), 2, 1)
+
+    colors = color_points(clean_fusion.cloud, np.tile(half, (16, 1, 1)), clean_fusion.depths, load_source)
+    wanted = 128 + 100 * clean_fusion.cloud.points
+    assert colors.dtype == np.uint8
+    assert np.median(np.abs(colors - wanted)) < 2
+    assert np.quantile(np.abs(colors - wanted), 0.99) < 12
+
+
+@pytest.mark.slow
+def test_a_hundred_views_cost_a_minute_and_three_gigabytes() -> None:
+    rig, views = ball_views(100, noise=0.004)
+    names = tuple(str(n) for n in range(100))
+    assert views[0].mask.mean() == pytest.approx(0.25, abs=0.01)
+    before = time.process_time()
+    fusion = fuse(views, rig, inspect_masks(views, rig, names, CONFIG), CONFIG)
+    seconds = time.process_time() - before
+    assert len(fusion.cloud) > 100_000
+    assert np.median(surface_errors(fusion.cloud)) < 0.002
+    assert seconds < 60  # of both cores together, so that other work on the machine does not count
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 3e6
