@@ -96,6 +96,7 @@ def _add_pair_and_check(commands: Commands) -> None:
     parser.add_argument("image_a")
     parser.add_argument("image_b")
     parser.add_argument("--masks", nargs="+", metavar="MASK", help="a folder, or one mask for each; default: alpha")
+    parser.add_argument("--fine", action="store_true", help="match again at the photographs' resolution")
     parser.add_argument("--out", default=".", help="folder for the picture and the numbers (default: here)")
     parser.add_argument("--predictor", help="classical, compact, mast3r, a hub name, or a checkpoint's path")
     _add_images(parser)

@@ -9,6 +9,8 @@ import numpy as np
 
 from sparse_ga.config import Config, make_config
 from sparse_ga.io.cameras_file import GivenCamera
+from sparse_ga.matching import verify_matches
+from sparse_ga.matching.coarse_to_fine import Photograph, refine_matches
 from sparse_ga.predictors.base import Calibrator, FeaturePredictor, Features, PairPredictor
 from sparse_ga.predictors.loading import load_predictor
 from sparse_ga.products import Array, PairMatches, VerifiedMatches, View
@@ -56,24 +58,42 @@ def match_pair(
     predictor: str | PairPredictor | None = None,
     config: Config | None = None,
     intrinsics: tuple[Array | None, Array | None] = (None, None),
+    fine: bool = False,
 ) -> MatchedPair:
     """Foreground correspondences of two photographs, verified as a pair of the pipeline would be.
 
     `masks` None uses alpha channels, or everything. `intrinsics` (3, 3) are in source px; a predictor that needs them
-    guesses where they are unknown. Nothing is cached. Raises `InputError` for files that cannot be used.
+    guesses where they are unknown. `fine` matches again at the photographs' resolution, in windows that the first
+    matches choose. Nothing is cached. Raises `InputError` for files that cannot be used.
     """
     settings = config or make_config({})
     chosen = settings.predictor if predictor is None else predictor
     loaded = load_predictor(chosen, settings.forward) if isinstance(chosen, str) else chosen
     mask_paths = (None, None) if masks is None else (Path(masks[0]), Path(masks[1]))
-    views = []
+    sources = []
     for image, mask, known in zip(images, mask_paths, intrinsics, strict=True):
         camera = None if known is None else GivenCamera(intrinsics=np.asarray(known, float))
-        views.append(ingest.run(ingest.make_source(Path(image), mask, camera), settings))
+        sources.append(ingest.make_source(Path(image), mask, camera))
+    views = [ingest.run(source, settings) for source in sources]
     views = _with_focal(ingest.name_cameras(views, settings.ingest.shared_intrinsics), loaded, settings)
     features = _Features(views, loaded)
     prediction = forward.run(views[0], views[1], loaded, lambda: features(0), lambda: features(1))
-    return MatchedPair(views[0], views[1], match.run(prediction, views[0], views[1], settings))
+    verified = match.run(prediction, views[0], views[1], settings)
+    if fine and prediction.rejected is None:
+        verified = _refined(verified, sources, views, loaded, settings)
+    return MatchedPair(views[0], views[1], verified)
+
+
+def _refined(
+    coarse: VerifiedMatches, sources: list[ingest.Source], views: list[View], predictor: PairPredictor, config: Config
+) -> VerifiedMatches:
+    """Matches at source resolution near the coarse ones, verified as those were."""
+    photos = [
+        Photograph(view, *ingest.load_source(source, config.ingest.object_id))
+        for view, source in zip(views, sources, strict=True)
+    ]
+    matches = refine_matches(predictor, photos[0], photos[1], coarse.matches, config.match)
+    return verify_matches(matches, views[0], views[1], config.match)
 
 
 class _Features:

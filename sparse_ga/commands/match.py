@@ -26,7 +26,7 @@ def match(args: argparse.Namespace, reporter: Reporter) -> int:
     for image in images:
         if not image.is_file():
             raise InputError(f"{image}: there is no such photograph")
-    result = match_pair(images, _masks(args.masks, images), args.predictor, config)
+    result = match_pair(images, _masks(args.masks, images), args.predictor, config, fine=args.fine)
     files = _write(result, Path(args.out), images)
     verified = result.verified
     reporter.event(

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sparse_ga.errors import InputError, OutputError
 from sparse_ga.progress import Reporter
 
+if TYPE_CHECKING:
+    from sparse_ga.network.architecture import Architecture
+
 
 def weights(args: argparse.Namespace, reporter: Reporter) -> int:
     """Fetch weights into the local hub cache, tell what a checkpoint holds, or convert it to safetensors."""
-    from sparse_ga.network.checkpoint import WeightsInfo, convert_weights, describe_weights
+    from sparse_ga.network.checkpoint import convert_weights, describe_weights
 
-    info: WeightsInfo
     if args.action == "convert":
         if args.out is None:
             raise InputError("weights convert: name the folder to write with --out")
@@ -28,6 +31,7 @@ def weights(args: argparse.Namespace, reporter: Reporter) -> int:
     values = {
         "source": info.source,
         "container": info.container,
+        "network": _network(info.architecture),
         "parameters": info.parameters,
         "size_bytes": info.size_bytes,
         "dtype": info.dtype,
@@ -40,3 +44,12 @@ def weights(args: argparse.Namespace, reporter: Reporter) -> int:
         for name, value in values.items():
             print(f"{name:<11} {value}")
     return 0
+
+
+def _network(arch: Architecture) -> str:
+    """A network in one line: class, head, depth x width of its transformers, image size it was trained at."""
+    descriptors = f", {arch.descriptor_dim}-dimensional descriptors" if arch.descriptor_dim else ", no descriptors"
+    return (
+        f"{arch.model}, {arch.head_type} head{descriptors}, encoder {arch.enc_depth}x{arch.enc_embed_dim}, "
+        f"decoders {arch.dec_depth}x{arch.dec_embed_dim}, {arch.img_size[1]}x{arch.img_size[0]} px"
+    )

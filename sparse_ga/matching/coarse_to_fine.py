@@ -136,10 +136,10 @@ class _WindowPredictor:
         if not isinstance(self._predictor, FeaturePredictor):
             return self._predictor.predict(window_i, window_j)
         for window in (window_i, window_j):
-            if window.name not in self._features:
-                self._features[window.name] = self._predictor.encode(window)
+            if window.digest not in self._features:  # two photographs may have one name
+                self._features[window.digest] = self._predictor.encode(window)
         return self._predictor.predict_from_features(
-            window_i, window_j, self._features[window_i.name], self._features[window_j.name]
+            window_i, window_j, self._features[window_i.digest], self._features[window_j.digest]
         )
 
 

@@ -35,6 +35,7 @@ _BLOCK_BYTES = 16 << 20  # prepared rows of one block of the database
 _CACHE_BYTES = 96 << 20  # prepared rows kept between queries; larger databases are prepared again block by block
 _QUERY_CHUNK = 2048  # queries searched together
 _MAX_THREADS = 16  # each holds a block of scores
+_TREE_ROWS = 1 << 20  # more rows than that make a k-d tree larger than searches may be
 _HEAVY = 256  # rows that may tie with the best before a query is searched again in double precision
 _UNIT_ROUNDOFF = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 
@@ -387,6 +388,7 @@ def neighbours(
     vectors: Array, rows: Array | None = None, metric: Metric = "dot", device: str | torch.device = "cpu"
 ) -> Neighbours:
     """The faster exact search among `rows` (n,) of `vectors` (N, D): a k-d tree for few dimensions, else blocks."""
-    if metric == "l2" and vectors.shape[1] <= 4:
+    count = len(vectors) if rows is None else len(rows)
+    if metric == "l2" and vectors.shape[1] <= 4 and count <= _TREE_ROWS:
         return TreeNeighbours(vectors, rows)
     return BlockedNeighbours(vectors, rows, metric, device)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from sparse_ga.config import MatchConfig
+from sparse_ga.devices import resolve_device
 from sparse_ga.matching.nearest import Metric, Neighbours, neighbours
 from sparse_ga.products import Array, PairMatches, PairPrediction, Pointmap, View
 
@@ -205,7 +206,8 @@ def _match_order(
         assert vectors is not None
         images.append(PixelFeatures.of(vectors, view.mask & np.isfinite(confidence)))
         confidences.append(np.maximum(confidence.reshape(-1), 0))
-    found = reciprocal_matches(images[0], images[1], config, "l2" if use_points else "dot", _device(config))
+    device = resolve_device(config.device, ("cuda",))  # MPS has no double precision, which settles ties
+    found = reciprocal_matches(images[0], images[1], config, "l2" if use_points else "dot", device)
     pixel_i, pixel_j = found.pixel_i, found.pixel_j
     if config.max_dissimilarity is not None and not use_points:
         ends = images[0].vectors[pixel_i], images[1].vectors[pixel_j]
@@ -213,12 +215,6 @@ def _match_order(
         pixel_i, pixel_j = pixel_i[alike], pixel_j[alike]
     product = confidences[0][pixel_i].astype(np.float64) * confidences[1][pixel_j]
     return _OrderMatches(pixel_i, pixel_j, np.sqrt(product))
-
-
-def _device(config: MatchConfig) -> str:
-    if config.device != "auto":
-        return config.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def filter_matches(matches: PairMatches, view_i: View, view_j: View, border_px: int) -> PairMatches:

@@ -2,7 +2,8 @@
 
 Three containers: a folder with config.json and model.safetensors (the hub's format, and ours), and the published .pth
 files (a zip with a pickle that holds `args` and `model`). Folders written here carry a SHA-256 of architecture and
-tensors, checked on loading; the entries of a .pth are checked against the zip's CRC-32 before anything is unpickled.
+tensors, checked on loading, as are files in the hub's cache against the name that the cache gave them; the entries of
+a .pth are checked against the zip's CRC-32 before anything is unpickled.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sparse_ga.errors import OutputError
 from sparse_ga.network.architecture import Architecture, ArchitectureError
 from sparse_ga.network.errors import (
     CheckpointDamaged,
@@ -32,10 +34,11 @@ from sparse_ga.network.errors import (
     KeyMismatch,
     LicenceNotice,
     ShapeMismatch,
+    UncheckedWeights,
     UnknownArchitecture,
     UnsafeCheckpoint,
 )
-from sparse_ga.network.hub import CONFIG_FILE, DEFAULT_NAME, WEIGHTS_FILE, fetch_weights
+from sparse_ga.network.hub import CONFIG_FILE, DEFAULT_NAME, WEIGHTS_FILE, check_hub_file, fetch_weights
 from sparse_ga.network.model import AsymmetricCroCo3DStereo, build_model
 
 RELEASED_LICENCE = "CC BY-NC-SA 4.0"
@@ -87,7 +90,8 @@ def load_checkpoint(source: str | Path = DEFAULT_NAME, cache_dir: Path | None = 
     """The network of a hub name, folder or .pth file; strict.
 
     Raises a `CheckpointError`: not found, no network, damaged, unsafe, unknown architecture, keys or shapes that do not
-    fit. Warns once (`LicenceNotice`) when the released weights' licence applies.
+    fit. Warns once (`LicenceNotice`) when the released weights' licence applies, and of weights that came without any
+    checksum (`UncheckedWeights`).
     """
     stored = _read(fetch_weights(str(source), cache_dir))
     tensors = _complete(stored)
@@ -98,6 +102,13 @@ def load_checkpoint(source: str | Path = DEFAULT_NAME, cache_dir: Path | None = 
     _check_cosine_tables(stored, model)
     if info.licence == RELEASED_LICENCE:
         announce_licence()
+    if info.checksum == "none":
+        warnings.warn(
+            f"{stored.path}: comes without a checksum, so that a damaged number in it would not be noticed; "
+            "`sparse-ga weights convert` writes one with it",
+            UncheckedWeights,
+            stacklevel=2,
+        )
     return Checkpoint(model.eval().requires_grad_(False), info)
 
 
@@ -165,6 +176,7 @@ def _read_folder(folder: Path, weights: Path | None = None) -> _Stored:
         raise CheckpointNotFound(f"{folder}: expected one .safetensors file, found {len(found)}")
     weights = weights or found[0]
     arch = _read_config(folder / CONFIG_FILE)
+    checked = check_hub_file(weights)
     try:
         with safe_open(str(weights), "pt") as file:
             metadata = file.metadata() or {}
@@ -175,12 +187,14 @@ def _read_folder(folder: Path, weights: Path | None = None) -> _Stored:
         ) from error
     recorded = metadata.get("sparse_ga_sha256")
     licence = metadata.get("licence", RELEASED_LICENCE)
-    return _Stored(weights, arch, tensors, "safetensors", licence, "sha256" if recorded else "none", recorded)
+    checksum: Literal["sha256", "none"] = "sha256" if recorded or checked else "none"
+    return _Stored(weights, arch, tensors, "safetensors", licence, checksum, recorded)
 
 
 def _read_config(path: Path) -> Architecture:
     if not path.is_file():
         raise CheckpointNotFound(f"{path}: not there; it says which network the weights are for")
+    check_hub_file(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -350,6 +364,10 @@ def _write(folder: Path, arch: Architecture, tensors: Mapping[str, Tensor], lice
     metadata = {"format": "pt", "licence": licence, "sparse_ga_sha256": weights_digest(arch, kept)}
     metadata.update(aliases)  # safetensors' convention for a weight with two names
     temporary = folder / f".{WEIGHTS_FILE}.part"
-    save_file(kept, str(temporary), metadata)
+    try:
+        save_file(kept, str(temporary), metadata)
+    except SafetensorError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"{folder}: cannot be written ({error}); choose another folder") from error
     (folder / CONFIG_FILE).write_text(json.dumps(arch.to_mapping(), indent=2) + "\n", encoding="utf-8")
     temporary.rename(folder / WEIGHTS_FILE)

@@ -39,3 +39,7 @@ class ShapeMismatch(CheckpointError):
 
 class LicenceNotice(UserWarning):
     """Told once a process, when weights under a licence that restricts use are loaded."""
+
+
+class UncheckedWeights(UserWarning):
+    """Weights that came without any checksum were loaded: damage to a number in them would go unnoticed."""

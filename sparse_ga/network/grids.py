@@ -181,7 +181,7 @@ class TokenGrid:
             return tokens.new_zeros(self.size, tokens.shape[1])
         full = tokens.new_empty(self.size, tokens.shape[1])
         full[_index(self.kept, tokens.device)] = tokens
-        full[_index(~self.kept, tokens.device)] = self._fill_weights.to(tokens.dtype).to(tokens.device) @ tokens
+        full[_index(~self.kept, tokens.device)] = sent(self._fill_weights.to(tokens.dtype), tokens.device) @ tokens
         return full
 
     @cached_property
@@ -192,7 +192,12 @@ class TokenGrid:
 
 def _index(chosen: Tensor, device: torch.device) -> Tensor:
     """Flat positions (n,) int64 on `device` of the True ones of a CPU tensor."""
-    return chosen.flatten().nonzero()[:, 0].to(device, non_blocking=True)
+    return sent(chosen.flatten().nonzero()[:, 0], device)
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """`values` from the CPU on `device`; only CUDA keeps memory that is still being copied from being freed."""
+    return values.to(device, non_blocking=device.type == "cuda")
 
 
 def shepard_weights(kept: Tensor) -> Tensor:

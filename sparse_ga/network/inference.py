@@ -7,6 +7,8 @@ rounding.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,27 +50,29 @@ class PackedMlp(nn.Module):
         return self.fc2(self.fc1(x))
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device that `name` (auto, cpu, cuda, cuda:N, mps) means here; raises `InputError` if there is none."""
-    if name == "auto":
-        best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device(best)
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"device {name!r} is unknown; choose auto, cpu, cuda, cuda:N or mps") from None
-    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if (device.index or 0) >= count.get(device.type, 0):
-        raise InputError(f"device {name!r}: PyTorch finds no such device here; choose auto or cpu")
-    return device
-
-
 def resolve_precision(name: str, device: torch.device) -> torch.dtype | None:
-    """The transformer's type for `name` (auto, fp32, bf16): None is fp32. auto: bf16 on GPUs that compute in it."""
+    """The transformer's type for `name` (auto, fp32, bf16): None is fp32. auto: bf16 on GPUs that compute in it.
+
+    Raises `InputError` for bf16 on a device that does not compute in it (MPS before PyTorch 2.6 or macOS 14).
+    """
     if name == "bf16":
+        if not _computes_in_bf16(device):
+            raise InputError(f"forward.precision bf16: not on {device} with this PyTorch; choose auto or fp32")
         return torch.bfloat16
     fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     return torch.bfloat16 if name == "auto" and fast else None
+
+
+def _computes_in_bf16(device: torch.device) -> bool:
+    """Whether autocast to bf16 works on a device; some versions of PyTorch warn and leave it, some raise."""
+    one = torch.ones(2, 2, device=device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with torch.autocast(device.type, dtype=torch.bfloat16):
+                return (one @ one).dtype is torch.bfloat16
+        except (RuntimeError, TypeError):
+            return False
 
 
 def for_inference(

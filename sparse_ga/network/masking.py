@@ -49,8 +49,9 @@ def paint_background(image: Tensor, mask: Tensor) -> Tensor:
     colour = torch.where(mask, image, torch.zeros_like(image))[None]  # (1, 3, H, W), background never read
     colours, weights = [colour], [known]
     while max(colour.shape[-2:]) > 1:
-        share = F.avg_pool2d(known, 2, ceil_mode=True, count_include_pad=False)  # (1, 1, h, w)
-        total = F.avg_pool2d(colour * known, 2, ceil_mode=True, count_include_pad=False)  # (1, 3, h, w)
+        odd = (0, colour.shape[-1] % 2, 0, colour.shape[-2] % 2)  # padded with nothing known
+        share = F.avg_pool2d(F.pad(known, odd), 2)  # (1, 1, h, w)
+        total = F.avg_pool2d(F.pad(colour * known, odd), 2)  # (1, 3, h, w)
         colour = total / torch.where(share > 0, share, 1.0)
         known = (share > 0).to(image.dtype)
         colours.append(colour)

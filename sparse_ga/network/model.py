@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sparse_ga.network.architecture import Architecture, ArchitectureError
 from sparse_ga.network.blocks import EPSILON, DecoderBlock, EncoderBlock, Layout
-from sparse_ga.network.grids import TokenGrid
+from sparse_ga.network.grids import TokenGrid, sent
 from sparse_ga.network.heads import RawOutput, make_head, place_patches
 from sparse_ga.network.masking import MaskMode, masked_image, token_grid
 from sparse_ga.network.patch_embed import ManyARPatchEmbed, PatchEmbedDust3R, patches_of
@@ -274,7 +274,7 @@ class AsymmetricCroCo3DStereo(nn.Module):
     def _layout(self, grids: Sequence[TokenGrid], head_dim: int) -> Layout:
         device = self.mask_token.device
         each = [grid.select_kept(grid_positions(grid.rows, grid.columns)) for grid in grids]
-        positions = torch.cat(each).to(device, non_blocking=True)  # (T, 2)
+        positions = sent(torch.cat(each), device)  # (T, 2)
         base = self.arch.rope_base
         rotation = None if base is None else Rotation.at(positions, head_dim, base)
         return Layout(tuple(grid.length for grid in grids), positions, rotation)
@@ -297,6 +297,9 @@ class AsymmetricCroCo3DStereo(nn.Module):
     @contextmanager
     def _head_precision(self, device: torch.device) -> Iterator[None]:
         """fp32. On CUDA its products may round to TF32 exactly if the transformer, rougher still, computed in bf16."""
+        if not torch.amp.is_autocast_available(device.type):  # MPS, before PyTorch 2.5: nothing to switch off
+            yield
+            return
         with torch.autocast(device.type, enabled=False):
             if device.type != "cuda":
                 yield
@@ -347,7 +350,7 @@ def _visible(grid: TokenGrid, mask: Tensor | None, patch: int, device: torch.dev
         return mask
     if grid.wanted is None:
         return None
-    return grid.wanted.to(device).repeat_interleave(patch, 0).repeat_interleave(patch, 1)
+    return sent(grid.wanted.repeat_interleave(patch, 0).repeat_interleave(patch, 1), device)
 
 
 def _patches_of_mask(mask: Tensor, grid: TokenGrid, patch: int) -> Tensor:

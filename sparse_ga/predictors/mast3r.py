@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from sparse_ga.config import ForwardConfig
+from sparse_ga.devices import resolve_device
 from sparse_ga.errors import InputError
 from sparse_ga.network.checkpoint import load_checkpoint, weights_digest
 from sparse_ga.network.grids import TokenGrid
 from sparse_ga.network.heads import RawOutput
 from sparse_ga.network.hub import DEFAULT_NAME
-from sparse_ga.network.inference import for_inference, resolve_device, resolve_precision
+from sparse_ga.network.inference import for_inference, resolve_precision
 from sparse_ga.network.masking import token_grid
 from sparse_ga.network.model import AsymmetricCroCo3DStereo, Encoded
 from sparse_ga.predictors.base import Features

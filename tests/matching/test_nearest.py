@@ -72,6 +72,16 @@ def test_near_ties_below_single_precision_are_settled_in_double() -> None:
     np.testing.assert_array_equal(BlockedNeighbours(rows).nearest(queries), expected)
 
 
+def test_more_points_than_a_tree_may_hold_are_searched_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, rows = make_rows("repeated", 3, np.float32)
+    assert isinstance(neighbours(rows, metric="l2"), TreeNeighbours)
+    monkeypatch.setattr("sparse_ga.matching.nearest._TREE_ROWS", len(rows) - 1)
+    blocks = neighbours(rows, metric="l2")
+    assert isinstance(blocks, BlockedNeighbours)
+    assert isinstance(neighbours(rows, np.arange(len(rows) - 1), "l2"), TreeNeighbours)
+    np.testing.assert_array_equal(blocks.nearest(queries), brute_force(queries, rows, "l2"))
+
+
 def test_a_sphere_of_points_around_the_query_is_settled() -> None:
     rng = np.random.default_rng(6)
     rows = rng.normal(size=(2000, 3))

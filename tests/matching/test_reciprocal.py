@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sparse_ga.config import MatchConfig
+from sparse_ga.errors import InputError
 from sparse_ga.matching.reciprocal import (
     PixelFeatures,
     filter_matches,
@@ -338,6 +339,14 @@ def test_filter_keeps_pixels_exactly_on_the_limit() -> None:
     np.testing.assert_array_equal(kept.xy_i, xy[:2])
 
 
+def test_devices_that_cannot_match_are_refused() -> None:
+    view = make_view(np.ones((20, 20), bool))
+    prediction = permuted_pair(view.mask, view.mask)
+    for name in ("mps", "abacus", "cuda:77"):
+        with pytest.raises(InputError, match=f"device '{name}'"):
+            match_prediction(prediction, view, view, replace(CONFIG, device=name))
+
+
 def test_wrong_sizes_are_named() -> None:
     with pytest.raises(ValueError, match="do not fit a mask"):
         PixelFeatures.of(np.zeros((4, 5, 3)), np.ones((5, 4), bool))
@@ -349,15 +358,16 @@ import numpy as np, torch
 from sparse_ga.config import MatchConfig
 from sparse_ga.matching.reciprocal import PixelFeatures, reciprocal_matches
 torch.set_num_threads(1)
-height, width, step = map(int, sys.argv[1:])
+height, width, step, dim = map(int, sys.argv[1:])
+metric = "l2" if dim == 3 else "dot"
 rng = np.random.default_rng(0)
-d = np.empty((height, width, 24), np.float32)
+d = np.empty((height, width, dim), np.float32)
 for row in d:
     row[:] = rng.standard_normal(row.shape, np.float32)
 def match(d, step):
     mask = np.ones(d.shape[:2], bool)
     config = MatchConfig(subsample=step, max_rounds=2)
-    reciprocal_matches(PixelFeatures.of(d, mask), PixelFeatures.of(d, mask), config)
+    reciprocal_matches(PixelFeatures.of(d, mask), PixelFeatures.of(d, mask), config, metric)
 match(d[:64, :64], 8)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 match(d, step)
@@ -366,8 +376,10 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("height", "width", "step"), [(384, 512, 8), (2250, 3000, 200)])
-def test_memory_stays_under_300_mb(height: int, width: int, step: int) -> None:
-    command = [sys.executable, "-c", _MEMORY, str(height), str(width), str(step)]
+@pytest.mark.parametrize("dim", [24, 3])
+@pytest.mark.parametrize(("height", "width", "step"), [(384, 512, 8), (1000, 1040, 100), (2250, 3000, 200)])
+def test_memory_stays_under_300_mb(height: int, width: int, step: int, dim: int) -> None:
+    """Descriptors, and 3D points: just below the number of rows that a k-d tree may hold, and far above."""
+    command = [sys.executable, "-c", _MEMORY, *map(str, (height, width, step, dim))]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert float(run.stdout) < 300

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
 import os
@@ -15,9 +16,12 @@ import huggingface_hub.utils as hub_utils
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from small_networks import CALL, TINY, random_model, small_mast3r, write_pth
 
+from sparse_ga.cli import main
+from sparse_ga.errors import OutputError
 from sparse_ga.network import checkpoint as checkpoint_module
 from sparse_ga.network import hub
 from sparse_ga.network.checkpoint import convert_weights, describe_weights, fetch_weights, load_checkpoint, save_model
@@ -29,11 +33,14 @@ from sparse_ga.network.errors import (
     KeyMismatch,
     LicenceNotice,
     ShapeMismatch,
+    UncheckedWeights,
     UnknownArchitecture,
     UnsafeCheckpoint,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore::sparse_ga.network.errors.LicenceNotice")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::sparse_ga.network.errors.LicenceNotice", "ignore::sparse_ga.network.errors.UncheckedWeights"
+)
 
 
 def same_weights(model: torch.nn.Module, other: torch.nn.Module) -> bool:
@@ -199,22 +206,128 @@ def test_hub_failures(monkeypatch: pytest.MonkeyPatch, raised: str, error: type[
     def fail(*args: object, **kwargs: object) -> str:
         raise hub_error(raised) if raised else ConnectionError("no route")
 
+    monkeypatch.setattr(hub, "get_hf_file_metadata", lambda url, timeout: None)
     monkeypatch.setattr(hub, "hf_hub_download", fail)
+    with pytest.raises(error, match=says):
+        load_checkpoint("a/b")
+    monkeypatch.setattr(hub, "get_hf_file_metadata", fail)
+    monkeypatch.setattr(hub, "hf_hub_download", None)  # not even tried: it would wait half a minute
     with pytest.raises(error, match=says):
         load_checkpoint("a/b")
 
 
-def test_hub_name_loads_what_the_hub_client_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model) -> None:
+def test_hub_name_loads_what_the_hub_client_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model) -> None:
     save_model(model, tmp_path / "snapshot", "Apache-2.0")
     asked = []
 
-    def cached(repository: str, name: str, cache_dir: Path | None) -> str:
+    def download(repository: str, name: str, cache_dir: Path | None) -> str:
         asked.append((repository, name))
         return str(tmp_path / "snapshot" / name)
 
-    monkeypatch.setattr(hub, "hf_hub_download", cached)
-    assert same_weights(model, load_checkpoint("a/b").model)
+    monkeypatch.setattr(hub, "get_hf_file_metadata", lambda url, timeout: None)
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    assert same_weights(model, load_checkpoint("a/b", tmp_path / "cache").model)
     assert asked == [("a/b", "config.json"), ("a/b", "model.safetensors")]
+
+
+def hub_cache(folder: Path, model: torch.nn.Module) -> Path:
+    """The hub's cache with a network as others publish it, without a checksum of ours; its blobs."""
+    plain = folder / "plain"
+    plain.mkdir()
+    (plain / "config.json").write_text(json.dumps(TINY.to_mapping()))
+    save_file(model.state_dict(), plain / "model.safetensors")
+    repository = folder / "cache" / "models--a--b"
+    blobs, snapshot = repository / "blobs", repository / "snapshots" / ("0" * 40)
+    for made in (blobs, snapshot, repository / "refs"):
+        made.mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    for name, digest in (("config.json", git_sha1), ("model.safetensors", sha256)):
+        data = (plain / name).read_bytes()
+        (blobs / digest(data)).write_bytes(data)
+        (snapshot / name).symlink_to(blobs / digest(data))
+    return blobs
+
+
+def git_sha1(data: bytes) -> str:
+    return hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_what_the_hub_cached_is_used_without_asking_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model
+) -> None:
+    """One flipped bit of any file is noticed: the cache names files by their content."""
+    blobs = hub_cache(tmp_path, model)
+    monkeypatch.setattr(hub, "get_hf_file_metadata", None)
+    monkeypatch.setattr(hub, "hf_hub_download", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UncheckedWeights)
+        loaded = load_checkpoint("a/b", tmp_path / "cache")
+    assert same_weights(model, loaded.model)
+    assert loaded.info.checksum == "sha256"
+    with pytest.warns(UncheckedWeights, match="without a checksum"):
+        assert load_checkpoint(tmp_path / "plain").info.checksum == "none"
+    for blob in blobs.iterdir():
+        whole = blob.read_bytes()
+        for seed in range(5):
+            blob.write_bytes(flipped(whole, np.random.default_rng(seed), 0, len(whole)))
+            with pytest.raises(CheckpointDamaged, match=f"delete .*{blob.name}"):
+                load_checkpoint("a/b", tmp_path / "cache")
+        blob.write_bytes(whole)
+    assert same_weights(model, load_checkpoint("a/b", tmp_path / "cache").model)
+
+
+def test_half_a_cached_repository_is_fetched_again_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model
+) -> None:
+    hub_cache(tmp_path, model)
+    (tmp_path / "cache/models--a--b/snapshots" / ("0" * 40) / "model.safetensors").unlink()
+    asked = []
+    monkeypatch.setattr(hub, "get_hf_file_metadata", lambda url, timeout: asked.append(url))
+    plain = tmp_path / "plain"
+    monkeypatch.setattr(hub, "hf_hub_download", lambda repository, name, cache_dir: str(plain / name))
+    assert same_weights(model, load_checkpoint("a/b", tmp_path / "cache").model)
+    assert [url.rsplit("/", 1)[1] for url in asked] == ["config.json", "model.safetensors"]
+
+
+def test_a_full_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model) -> None:
+    def fail(tensors: object, path: str, metadata: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(checkpoint_module, "save_file", fail)
+    with pytest.raises(OutputError, match="No space left"):
+        save_model(model, tmp_path / "full", "Apache-2.0")
+    assert list((tmp_path / "full").iterdir()) == []
+
+
+def test_the_command_fetches_describes_and_converts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, model
+) -> None:
+    monkeypatch.setattr(checkpoint_module, "_announced", set())
+    path = str(write_pth(model, tmp_path / "a.pth"))
+    assert main(["weights", "info", path]) == 0
+    told = capsys.readouterr().out
+    assert "AsymmetricCroCo3DStereo, linear head, no descriptors, encoder 1x16, decoders 2x16, 64x64 px" in told
+    assert "CC BY-NC-SA 4.0" in told
+    assert main(["weights", "convert", path, "--out", str(tmp_path / "b"), "--half"]) == 0
+    assert "float16" in capsys.readouterr().out
+    assert main(["weights", "fetch", str(tmp_path / "b")]) == 0
+    assert main(["weights", "convert", path, "--out", str(tmp_path / "b")]) == 2
+    assert "already there; choose another folder with --out" in capsys.readouterr().err
+    assert main(["weights", "convert", path]) == 2
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(hub, "get_hf_file_metadata", fail)
+    assert main(["weights", "fetch", "nobody/nothing"]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2
+    assert "the hub cannot be reached" in told[1]
 
 
 def test_licence_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model) -> None:

@@ -10,6 +10,7 @@ import torch
 from golden_weights import drawn_model, golden_arch, golden_names
 
 from sparse_ga.network.architecture import Architecture
+from sparse_ga.network.inference import for_inference
 from sparse_ga.network.model import ImageBatch, Output, build_model
 
 pytestmark = pytest.mark.shared
@@ -38,12 +39,14 @@ def relative_errors(got: torch.Tensor, want: np.ndarray) -> tuple[float, float]:
 
 
 def compare(output: Output, golden: np.lib.npyio.NpzFile, prefix: str) -> int:
-    """Assert 1e-4 on every array under `prefix`; returns how many were there."""
+    """Assert 1e-4 on every array under `prefix` and print both errors; returns how many were there."""
     keys = [key for key in golden if key.startswith(prefix)]
     for key in keys:
         got = getattr(output, FIELDS[key.removeprefix(prefix)])
         assert got.shape == golden[key].shape, key
-        assert max(relative_errors(got, golden[key])) <= 1e-4, key
+        errors = relative_errors(got, golden[key])
+        print(f"{key}: {errors[0]:.1e} of the largest value, {errors[1]:.1e} of each value")
+        assert max(errors) <= 1e-4, key
     return len(keys)
 
 
@@ -68,9 +71,13 @@ def test_vit_large_key_list(shared_dir: Path) -> None:
     assert [(k, list(v.shape)) for k, v in model.state_dict().items()] == want
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("name", PAIR_GOLDENS)
-def test_pairs(shared_dir: Path, name: str) -> None:
+def test_pairs(shared_dir: Path, name: str, packed: bool) -> None:
+    """As it is built and, `packed`, as the predictor runs it."""
     model = drawn_model(golden_arch(shared_dir / "golden" / f"{name}.json"))
+    if packed:
+        model = for_inference(model, torch.device("cpu"))
     golden = np.load(shared_dir / "golden" / f"{name}.npz")
     for tag in ("land", "mixed"):
         images = [torch.from_numpy(golden[f"{tag}/img{n}"]) for n in (1, 2)]

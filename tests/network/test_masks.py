@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -69,6 +71,41 @@ def test_background_pixels_do_not_change_one_bit(model: AsymmetricCroCo3DStereo,
         other_b = torch.where(mask.flip(0)[:, None], b, noise.flip(1))
         changed = model(ImageBatch(other_a, masks=mask), ImageBatch(other_b, masks=mask.flip(0)), mode)
         assert equal(reference, changed)
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Threads that PyTorch computes with; put back afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("size", "count"), [((48, 64), 1), ((176, 80), 3), ((96, 256), 2)])
+def test_background_pixels_do_not_change_one_bit_at_any_size_batch_and_number_of_threads(
+    model: AsymmetricCroCo3DStereo, threads: int, size: tuple[int, int], count: int
+) -> None:
+    a, b = images(count, 0, size), images(count, 1, size)
+    mask = torch.stack([disc((size[0] / 2, size[1] / 3), 12 + 9 * n, size) for n in range(count)])
+    every = mask[:1].expand(count, -1, -1)  # sequences of one length: another attention kernel
+    for m_a, m_b in ((mask, mask.flip(0)), (every, every)):
+        reference = model(ImageBatch(a, masks=m_a), ImageBatch(b, masks=m_b))
+        other_a, other_b = (
+            torch.where(m[:, None], x, 10 * images(count, seed, size)) for x, m, seed in ((a, m_a, 8), (b, m_b, 9))
+        )
+        assert equal(reference, model(ImageBatch(other_a, masks=m_a), ImageBatch(other_b, masks=m_b)))
+
+
+def test_a_device_without_autocast_computes_the_same(
+    model: AsymmetricCroCo3DStereo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As MPS before PyTorch 2.5, where asking autocast for anything raises."""
+    a, mask = images(2), masks()
+    reference = model(ImageBatch(a, masks=mask), ImageBatch(a, masks=mask))
+    monkeypatch.setattr(torch.amp, "is_autocast_available", lambda device: False)
+    monkeypatch.setattr(torch, "autocast", None)
+    assert equal(reference, model(ImageBatch(a, masks=mask), ImageBatch(a, masks=mask)))
 
 
 def test_nan_in_the_background_stays_there(model: AsymmetricCroCo3DStereo) -> None:

@@ -111,6 +111,27 @@ def test_background_does_not_change_one_bit(network: AsymmetricCroCo3DStereo, mo
         assert identical(reference, chosen.predict(other_background(view_i, seed), other_background(view_j, seed + 9)))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("size_i", "size_j"), [((48, 64), (64, 48)), ((192, 256), (256, 192)), ((384, 512), (96, 128))]
+)
+def test_background_does_not_change_one_bit_at_any_size_and_number_of_threads(
+    network: AsymmetricCroCo3DStereo, size_i: tuple[int, int], size_j: tuple[int, int], threads: int
+) -> None:
+    """With the packed layers that inference uses; portrait against landscape, and unequal sizes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        chosen = predictor(network)
+        views = [make_view("a", 1, size_i, size_i[0] / 3), make_view("b", 2, size_j, size_j[0] / 4)]
+        reference = chosen.predict(*views)
+        assert identical(reference, chosen.predict(*(other_background(view, 11) for view in views)))
+        black = [with_image(view, view.image * view.mask[..., None].astype(np.uint8)) for view in views]
+        assert identical(reference, chosen.predict(*black))
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_bf16_is_near_fp32(network: AsymmetricCroCo3DStereo) -> None:
     view_i, view_j = make_view("a", 1), make_view("b", 2)
     exact = predictor(network).predict(view_i, view_j)
@@ -228,8 +249,10 @@ def test_wrong_input_is_named(network: AsymmetricCroCo3DStereo) -> None:
         chosen.predict_from_features(view, view, other, other)
     with pytest.raises(InputError, match="no such device"):
         Mast3rPredictor(network, ForwardConfig(device="cuda:77"))
-    with pytest.raises(InputError, match="unknown"):
+    with pytest.raises(InputError, match="unknown; choose from auto, cpu, cuda, cuda:N, mps"):
         Mast3rPredictor(network, ForwardConfig(device="abacus"))
+    with pytest.raises(InputError, match="cannot be used for this"):
+        Mast3rPredictor(network, ForwardConfig(device="meta"))
     with pytest.raises(InputError, match="owner/name"):
         Mast3rPredictor("no_such_file.pth")
 
