@@ -82,7 +82,7 @@ class SurfaceOutcome:
     accuracy_median_percent: float
     accuracy_p95_percent: float
     completeness_percent: float  # of the visible surface, within 1.5 % of a point
-    outside_hull: int  # points more than 2 px outside a true silhouette
+    outside_hull: int  # points more than 2 px outside a silhouette, the true one unless its mask is larger
     normals_away: float  # share of the normals more than 90 degrees off the true ones, percent
     mesh_watertight: bool
     mesh_volume_error_percent: float
@@ -207,6 +207,7 @@ def measure(scene: SyntheticScene, found: Reconstruction, out: Path, seconds: fl
     truth_from_world, valid = align_cameras(found.world_from_cam[known], scene.world_from_cam[known])
     cloud = trimesh.load(out / "points.ply")
     points = transforms.apply(truth_from_world, np.asarray(cloud.vertices, float))
+    sources = sources_of(out)
     distance = scene.surface_distance(points) if valid else np.full(len(points), np.inf)
     surface = evaluate_surface(points, distance, scene.surface_samples(_SAMPLES))
     volume, mesh_distance, tight = measure_mesh(scene, truth_from_world, out / "mesh.ply")
@@ -215,13 +216,15 @@ def measure(scene: SyntheticScene, found: Reconstruction, out: Path, seconds: fl
         silhouette_iou(cover(np.asarray(cloud.vertices), found, n), scene.masks[n])
         for n in np.nonzero(known)[0].tolist()
     ]
+    # what a mask wrongly calls object, it cannot bound
+    bounds = [mask | ingest.load_source(source, None)[1] for mask, source in zip(scene.masks, sources, strict=True)]
     return SurfaceOutcome(
         registered=int(known.sum()),
         points=len(points),
         accuracy_median_percent=float(100 * np.median(distance)) if len(points) else np.inf,
         accuracy_p95_percent=float(100 * np.quantile(distance, 0.95)) if len(points) else np.inf,
         completeness_percent=surface.completeness_share,
-        outside_hull=outside_hull(found, list(scene.masks)),
+        outside_hull=outside_hull(found, bounds),
         normals_away=normals_away(scene, found, truth_from_world),
         mesh_watertight=tight,
         mesh_volume_error_percent=volume,
