@@ -30,6 +30,19 @@ class Bar:
     started: float = field(default_factory=time.monotonic)
     last_line: float = field(default_factory=time.monotonic)
     tqdm: Any = None
+    planned: bool = False
+
+    def expect(self, count: int) -> None:
+        """The work itself says that `count` more units will come; the first time that replaces the total."""
+        self.total = count + (self.total if self.planned else self.done)
+        self.planned = True
+        if self.tqdm is not None:
+            self.tqdm.total = self.total
+            self.tqdm.refresh()
+
+    def finish(self) -> None:
+        """All that was left is done."""
+        self.advance(self.total - self.done)
 
     def advance(self, count: int = 1) -> None:
         """`count` more units are done; never beyond the total."""
@@ -91,6 +104,7 @@ class Reporter:
     verbosity: int = 0
     stream: TextIO = field(default_factory=lambda: sys.stderr)
     warnings: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)  # spent in each stage
 
     def __post_init__(self) -> None:
         if self.mode == "auto":
@@ -117,9 +131,10 @@ class Reporter:
                 pulse.stop()
             if bar.tqdm is not None:
                 bar.tqdm.close()
-        self.event("stage_finished", stage=name, done=bar.done, total=total, seconds=round(bar.seconds, 3))
+            self.seconds[name] = self.seconds.get(name, 0.0) + bar.seconds
+        self.event("stage_finished", stage=name, done=bar.done, total=bar.total, seconds=round(bar.seconds, 3))
         if self.mode == "lines" and (self.verbosity > 0 or bar.seconds > 2):
-            self._print(f"{name}: {bar.done} of {total} {unit}s in {bar.seconds:.1f} s")
+            self._print(f"{name}: {bar.done} of {bar.total} {unit}s in {bar.seconds:.1f} s")
 
     def progress(self, bar: Bar) -> None:
         """A plain line or event about a stage that takes long."""
