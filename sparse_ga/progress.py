@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TextIO
 
 Mode = Literal["auto", "bars", "lines", "json", "silent"]
@@ -96,6 +98,22 @@ class _Pulse:
         self._thread.join()
 
 
+def _plain(value: Any) -> Any:
+    """`value` with null for numbers that JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def event_schema() -> dict[str, Any]:
+    """The JSON schema that every line printed by ``--json`` obeys."""
+    text = (Path(__file__).parent / "events.schema.json").read_text(encoding="utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema
+
+
 @dataclass
 class Reporter:
     """Where messages and progress go. `verbosity` -1: errors only, 0: normal, 1: details."""
@@ -105,6 +123,7 @@ class Reporter:
     stream: TextIO = field(default_factory=lambda: sys.stderr)
     warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)  # spent in each stage
+    command: str = ""  # named in the summary event
 
     def __post_init__(self) -> None:
         if self.mode == "auto":
@@ -164,9 +183,10 @@ class Reporter:
         self._print(f"warning: {text}")
 
     def event(self, kind: str, /, **values: Any) -> None:
-        """A machine-readable event; only in JSON mode."""
+        """A machine-readable event, as events.schema.json describes it; only in JSON mode."""
         if self.mode == "json":
-            print(json.dumps({"event": kind, **values}), file=self.stream, flush=True)
+            named = {"command": self.command} if kind == "summary" and self.command else {}
+            print(json.dumps(_plain({"event": kind, **named, **values})), file=self.stream, flush=True)
 
     def _print(self, text: str) -> None:
         if self.mode == "bars":
