@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sparse_ga.errors import OutputError
+from sparse_ga.errors import InputError, OutputError
 from sparse_ga.progress import Reporter
 
 
@@ -21,6 +21,8 @@ def demo(args: argparse.Namespace, reporter: Reporter) -> int:
     from sparse_ga.predictors.loading import PredictorRecord, load_predictor
 
     out, predictor = Path(args.out), args.predictor or "classical"
+    if args.views is not None and args.views < 2:
+        raise InputError(f"--views {args.views}: a reconstruction needs at least two photographs")
     scene = DEMO_SCENE if args.views is None else dataclasses.replace(DEMO_SCENE, views=args.views)
     reporter.info(f"rendering {scene.views} photographs of a turning object before a still background")
     try:
