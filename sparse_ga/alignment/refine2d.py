@@ -24,6 +24,7 @@ from sparse_ga.alignment.viewgraph import TieEvidence, confirmed_members
 from sparse_ga.config import Refine2dConfig
 from sparse_ga.geometry.transforms import inverse, nearest_rotation
 from sparse_ga.products import Alignment, Array, CanonicalView, VerifiedMatches, View
+from sparse_ga.work import advance, expect
 
 _MAX_TOTAL_MATCHES = 1_500_000
 _DEPTH_SIGMA = 0.1  # log depth: how far a canonical depth may be off after its view's scale
@@ -55,8 +56,10 @@ def refine_views(
     excluded = _dropped(alignment, pairs)
     refused = np.zeros(len(views), bool)
     current, history = alignment, [np.zeros(0)]
+    expect(_ROUNDS)
     for remaining in reversed(range(_ROUNDS)):
         solved = _solve_once(inputs, current, excluded)
+        advance()
         history.append(solved.residual_history)
         current = solved
         if config.solver == "adam" or not current.status.startswith("ok"):

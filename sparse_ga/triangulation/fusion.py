@@ -15,6 +15,7 @@ from sparse_ga.triangulation.consistency import Agreement, check_view, depth_nor
 from sparse_ga.triangulation.depth import DepthView
 from sparse_ga.triangulation.silhouettes import MaskCheck, check_masks, distance_outside, outside_votes
 from sparse_ga.triangulation.views import Rig
+from sparse_ga.work import advance
 
 LoadSource = Callable[[int], tuple[Array, Array]]
 """Source photograph (H, W, 3) uint8 and source mask (H, W) bool of view n."""
@@ -153,6 +154,7 @@ def _consistent(depths: list[DepthView], neighbours: list[Array], config: Triang
         depth[view.valid] = np.where(keep, agreement.depth, 0.0)
         confidence[view.valid] = np.where(keep, view.confidence[view.valid] * share, 0.0)
         result.append(replace(view, depth=np.maximum(depth, 0), confidence=confidence))
+        advance()
     return result
 
 
