@@ -49,7 +49,7 @@ def main(folder: str = "out-reference") -> int:
         setattr(sparse_ga, name, getattr(sparse_ga, name))
     for kind in vars(sparse_ga.config).values():  # pydantic's own annotation cannot be resolved outside pydantic
         if dataclasses.is_dataclass(kind):
-            getattr(kind.__init__, "__annotations__", {}).pop("__dataclass_self__", None)
+            getattr(vars(kind).get("__init__"), "__annotations__", {}).pop("__dataclass_self__", None)
     pdoc.render.configure(docformat="google")
     pdoc.pdoc(*MODULES, output_directory=Path(folder))
     print(f"{folder}/index.html")

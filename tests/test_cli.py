@@ -512,7 +512,8 @@ def test_a_warning_is_told_once_and_in_the_summary(folder: Path, capsys: pytest.
 
 
 _SCRIPT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background shell makes its children ignore
 sys.path.insert(0, {tests!r})
 import pytest, cheap_pipeline
 patch = pytest.MonkeyPatch()

@@ -192,9 +192,7 @@ class ClassicalPredictor:
             else Keypoints(np.zeros((0, 2)), np.zeros(0))
             for n, view in enumerate(views)
         ]
-        matches = [
-            KeypointMatches(i, j, *self._tentative(loaded[i]["sift"], loaded[j]["sift"])) for i, j in pairs
-        ]
+        matches = [KeypointMatches(i, j, *self._tentative(loaded[i]["sift"], loaded[j]["sift"])) for i, j in pairs]
         long_side = max(max(view.width, view.height) for view in views)
         found = calibrate(keypoints, matches, focal_bounds_px, GUESSED_FOCAL * long_side)
         return found.focal_px, found.trusted
