@@ -548,3 +548,15 @@ def test_interrupted_it_says_how_to_go_on_and_the_cache_serves(folder: Path, sen
     assert run() == 0
     assert run("--out", "fresh") == 0
     assert (folder / "out" / "points.ply").read_bytes() == (folder / "fresh" / "points.ply").read_bytes()
+
+
+def test_pycolmap_leaves_the_signals_to_the_command():
+    code = (
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *given: sys.exit(7))\n"
+        "import sparse_ga.triangulation\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "time.sleep(5)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (7, "")

@@ -115,7 +115,7 @@ def _colmap_intrinsics(camera: Any, where: str) -> Array:
 
 
 def _read_colmap(folder: Path) -> dict[str, GivenCamera]:
-    import pycolmap
+    from sparse_ga._pycolmap import pycolmap
 
     try:
         model = pycolmap.Reconstruction(str(folder))

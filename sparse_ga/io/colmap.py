@@ -67,7 +67,7 @@ def _cameras(reconstruction: Reconstruction, views: Array, any_model: bool) -> M
 
 
 def _add_dense(model: Any, reconstruction: Reconstruction) -> None:
-    import pycolmap
+    from sparse_ga._pycolmap import pycolmap
 
     for point, color in zip(reconstruction.points.astype(np.float64), reconstruction.colors, strict=True):
         model.add_point3D(point, pycolmap.Track(), color)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pycolmap
 
+from sparse_ga._pycolmap import pycolmap
 from sparse_ga.geometry.transforms import inverse, rotation_angle_deg
 from sparse_ga.geometry.triangulation import Observations, errors_px
 from sparse_ga.products import Array

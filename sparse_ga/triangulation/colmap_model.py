@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pycolmap
 
+from sparse_ga._pycolmap import pycolmap
 from sparse_ga.geometry.triangulation import Observations
 from sparse_ga.products import Array
 
