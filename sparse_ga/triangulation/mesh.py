@@ -43,7 +43,7 @@ def poisson_mesh(cloud: Cloud, points: Array, colors: Array, depth: int) -> Mesh
     surface = _poisson(cloud, depth)
     distance, _ = cKDTree(cloud.points).query(surface.vertices)
     surface = _drop_vertices(surface, distance > _EVIDENCE * diameter)
-    surface = _close(_drop_scraps(surface))
+    surface = _close(_drop_scraps(_cut_crossings(surface)))
     if len(surface.faces) == 0:
         return Mesh.empty()
     surface = _separate(_outwards(surface), _COINCIDENT * diameter)
@@ -103,6 +103,17 @@ def _compact(surface: _Surface) -> _Surface:
     f = f[(f[:, 0] != f[:, 1]) & (f[:, 1] != f[:, 2]) & (f[:, 2] != f[:, 0])]
     used, faces = np.unique(f, return_inverse=True)
     return _Surface(surface.vertices[used], faces.reshape(-1, 3).astype(np.int64))
+
+
+def _cut_crossings(surface: _Surface) -> _Surface:
+    """Without the faces on edges where more than two meet, which Poisson surfaces hold here and there."""
+    f = surface.faces
+    ends = np.sort(np.concatenate([f[:, [0, 1]], f[:, [1, 2]], f[:, [2, 0]]]), 1)  # (3 F, 2)
+    _, edge, shared = np.unique(
+        ends[:, 0] * len(surface.vertices) + ends[:, 1], return_inverse=True, return_counts=True
+    )
+    crossing = (shared[edge.reshape(-1)] > 2).reshape(3, -1).any(0)  # (F,)
+    return _compact(_Surface(surface.vertices, f[~crossing]))
 
 
 def _drop_scraps(surface: _Surface) -> _Surface:

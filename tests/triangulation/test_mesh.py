@@ -98,6 +98,21 @@ def test_two_sheets_that_touch_stay_watertight_when_a_reader_merges_vertices(mon
     assert np.abs(made.vertices - points).max() < 0.02
 
 
+def test_edges_where_four_faces_meet_are_cut_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    ball = trimesh.creation.icosphere(subdivisions=3)
+    faces = np.asarray(ball.faces)
+    fin = faces[100]  # a double face that stands on an edge, with a tip of its own
+    vertices = np.concatenate([np.asarray(ball.vertices), ball.vertices[fin[:2]].mean(0, keepdims=True) * 1.02])
+    tip = len(vertices) - 1
+    pinched = mesh_module._Surface(vertices, np.concatenate([faces, [[*fin[:2], tip], [fin[1], fin[0], tip]]]))
+    assert not trimesh.Trimesh(pinched.vertices, pinched.faces, process=False).is_watertight
+    monkeypatch.setattr(mesh_module, "_poisson", lambda *_: pinched)
+    points = np.asarray(ball.vertices)
+    mesh = solid(poisson_mesh(Cloud(points, points, np.ones(len(points))), points, paint(points), 5))
+    assert mesh.is_watertight
+    assert mesh.volume == pytest.approx(ball.volume, rel=0.005)
+
+
 def test_the_same_cloud_gives_the_same_bytes() -> None:
     cloud = ball_cloud()
     meshes = [poisson_mesh(cloud, cloud.points, paint(cloud.points), 6) for _ in range(2)]
