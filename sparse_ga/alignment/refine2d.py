@@ -265,12 +265,27 @@ def solving(loss: Loss, loss_px: float) -> Loss:
     return replace(loss, sigma_px=max(loss.sigma_px, loss_px))
 
 
+def _uncertainty_deg(problem: Problem, state: State, loss_px: float) -> Array:
+    """One standard deviation (n,) of every view's rotation, degrees.
+
+    Every match is two observations with one error: the variance is twice that of as many independent ones. And depths
+    absorb the part of a residual that lies along the epipolar line, so that its length is that of a normal variable of
+    less than two dimensions (median by Wilson and Hilferty's approximation), and understates the error.
+    """
+    equations = linearise(problem, state, adapted_loss(problem, state, loss_px))
+    total = np.concatenate([np.zeros(0), *(back.hessian for back in equations.back)])  # (A,)
+    prior = np.concatenate([np.zeros(0), *(-back.scale_coupling for back in equations.back)])  # (A,)
+    absorbed = float((1.0 - prior / np.maximum(total, 1e-12)).clip(0.0, 1.0).sum())
+    dimensions = float(np.clip(2.0 - absorbed / len(problem.observations), 1.0, 2.0))
+    expected = np.sqrt(dimensions) * (1.0 - 2.0 / (9.0 * dimensions)) ** 1.5
+    return rotation_sigma_deg(equations, free_columns(problem)) * (np.sqrt(2.0) * _RAYLEIGH / expected)
+
+
 def _result(
     alignment: Alignment, chosen: Array, problem: Problem, solution: Solution, config: Refine2dConfig
 ) -> Alignment:
     """The alignment with the solver's cameras, depths and uncertainties."""
     state = solution.state
-    equations = linearise(problem, state, adapted_loss(problem, state, config.loss_px))
     poses, intrinsics = alignment.world_from_cam.copy(), alignment.intrinsics.copy()
     cam_from_world = np.tile(np.eye(4), (len(chosen), 1, 1))
     cam_from_world[:, :3, :3] = nearest_rotation(state.rotation)
@@ -284,7 +299,7 @@ def _result(
         rows = slice(problem.anchor_start[k], problem.anchor_start[k + 1])
         depth[alignment.anchor_start[n] : alignment.anchor_start[n + 1]] = np.exp(state.log_depth[rows])
     uncertainty = np.zeros(len(alignment.names))
-    uncertainty[chosen] = rotation_sigma_deg(equations, free_columns(problem))
+    uncertainty[chosen] = _uncertainty_deg(problem, state, config.loss_px)
     words = {"converged": "", "iterations": "; iteration limit reached", "stalled": "; stalled"}
     return replace(
         alignment,

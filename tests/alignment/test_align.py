@@ -61,6 +61,20 @@ def test_noisy_predictions_are_refined_far_below_their_noise() -> None:
     assert rotation_errors(coarse, case.scene).max() < 5.0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "spacing"), [(SIZE, 6), ((384, 288), 12)])
+def test_uncertainties_are_those_of_the_errors(size: tuple[int, int], spacing: int) -> None:
+    ratios = []
+    for seed in range(4):
+        scene = build_scene(ring(6), same_intrinsics(6, FOCAL * size[0] / SIZE[0], size), size, seed)
+        refined = make_case(scene, complete(6), spacing=spacing, seed=seed).refine()
+        turn = scene.world_from_cam[:, :3, :3] @ np.swapaxes(refined.world_from_cam[:, :3, :3], 1, 2)
+        common = transforms.nearest_rotation(turn.mean(0))  # uncertainties are in the gauge that all views share
+        error = transforms.rotation_angle_deg(common.T @ turn)
+        ratios.append(error / refined.uncertainty_deg)
+    assert 0.6 < np.sqrt(np.mean(np.square(ratios))) < 1.5
+
+
 def test_the_gauge_is_the_first_view_and_median_depth_one() -> None:
     case = ring_case(5, EXACT)
     for alignment in (case.align()[1], case.refine()):
