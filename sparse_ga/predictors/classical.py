@@ -45,11 +45,11 @@ class ClassicalSettings:
     max_keypoints: int = 4000
     """Most keypoints of a view, those of highest contrast; 0 keeps all."""
     ratio: float = 0.8
-    """Lowe's ratio, tried first: fewer wrong matches make a better pose."""
+    """Lowe's ratio of the matches that give a pair its pose: few wrong ones among them make a better pose."""
     loose_ratio: float = 0.9
-    """The ratio for pairs with fewer than `enough` matches; MAGSAC and the triplets of pairs judge what passes."""
-    enough: int = 50
-    """Verified matches with which a pair's pose is good; twice as many tentative ones are enough for calibration."""
+    """The ratio of matches that join a pose they agree with, and that give a pose where the strict ones give none."""
+    calibration_matches: int = 100
+    """A pair with as many matches within `ratio` enters calibration without the looser ones."""
     threshold_px: float = 1.5
     min_inliers: int = 20
     min_angle_deg: float = 1.5
@@ -62,7 +62,7 @@ class ClassicalPredictor:
 
     def __init__(self, settings: ClassicalSettings | None = None) -> None:
         self.settings = settings or ClassicalSettings()
-        content = f"classical-6 {cv2.__version__} {sorted(asdict(self.settings).items())}"
+        content = f"classical-7 {cv2.__version__} {sorted(asdict(self.settings).items())}"
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
 
     def encode(self, view: View) -> Features:
@@ -96,42 +96,41 @@ class ClassicalPredictor:
         self, view_i: View, view_j: View, features_i: Features, features_j: Features
     ) -> PairPrediction:
         """As `predict`, from features computed before. Views without intrinsics get a common guess of the focal."""
-        strict = self._predict_at_ratio(self.settings.ratio, (view_i, view_j), (features_i, features_j))
-        if _verified(strict) >= self.settings.enough:
-            return strict
-        loose = self._predict_at_ratio(self.settings.loose_ratio, (view_i, view_j), (features_i, features_j))
-        return loose if _verified(loose) >= _verified(strict) else strict
-
-    def _predict_at_ratio(
-        self, ratio: float, views: tuple[View, View], features: tuple[Features, Features]
-    ) -> PairPrediction:
-        """The prediction from matches that pass the ratio test at `ratio`; rejected where too few of them agree."""
-        s, (view_i, view_j), (features_i, features_j) = self.settings, views, features
-        index_i, index_j, reliable = match_root_sift(features_i["sift"], features_j["sift"], ratio)
-        if len(index_i) < s.min_inliers:
-            return PairPrediction.reject(view_i, view_j, f"only {len(index_i)} SIFT matches on the object")
-        xy_i, xy_j = features_i["xy"][index_i].astype(float), features_j["xy"][index_j].astype(float)
-        camera_i, camera_j = working_intrinsics(view_i), working_intrinsics(view_j)
-        rays_i, rays_j = rays(camera_i, xy_i), rays(camera_j, xy_j)
-        threshold = s.threshold_px / np.sqrt(camera_i[0, 0] * camera_j[0, 0])
-        pose = estimate_relative_pose(rays_i, rays_j, threshold, reliable)
-        if pose is None or pose.inliers.sum() < s.min_inliers:
-            count = 0 if pose is None else int(pose.inliers.sum())
-            return PairPrediction.reject(view_i, view_j, f"only {count} matches agree on an epipolar geometry")
-        if pose.inliers.sum() <= _chance_count(rays_i, rays_j, pose, threshold):
-            count = int(pose.inliers.sum())
-            reason = f"{count} of {len(index_i)} matches agree on an epipolar geometry, no more than chance may bring"
-            return PairPrediction.reject(view_i, view_j, reason)
-        keep = pose.inliers
-        angle = float(np.median(ray_angles_deg(rays_i[keep], rays_j[keep], pose.rotation)))
-        if angle < s.min_angle_deg:
-            reason = f"triangulation angle {angle:.1f} degrees: the views are too close together"
-            return PairPrediction.reject(view_i, view_j, reason)
-        kept_i, kept_j = index_i[keep], index_j[keep]
-        sigma = np.maximum(location_sigma(features_i["size"][kept_i]), location_sigma(features_j["size"][kept_j]))
+        s, sift = self.settings, (features_i["sift"], features_j["sift"])
+        pose = self._pose(match_root_sift(*sift, s.ratio), (view_i, view_j), (features_i, features_j))
+        loose = match_root_sift(*sift, s.loose_ratio)
+        if isinstance(pose, str):
+            pose = self._pose(loose, (view_i, view_j), (features_i, features_j))
+        if isinstance(pose, str):
+            return PairPrediction.reject(view_i, view_j, pose)
+        index_i, index_j, _ = loose
+        ends = _bearings((view_i, view_j), (features_i, features_j), (index_i, index_j))
+        keep = ends.agree(pose, s.threshold_px)
+        index_i, index_j = index_i[keep], index_j[keep]
+        sigma = np.maximum(location_sigma(features_i["size"][index_i]), location_sigma(features_j["size"][index_j]))
         confidence = (1 / sigma**2).astype(np.float32)
-        matches = PairMatches(features_i["xy"][kept_i], features_j["xy"][kept_j], confidence)
+        matches = PairMatches(features_i["xy"][index_i], features_j["xy"][index_j], confidence)
         return self._triangulated(view_i, view_j, pose, matches)
+
+    def _pose(
+        self, matches: tuple[Array, Array, Array], views: tuple[View, View], features: tuple[Features, Features]
+    ) -> RelativePose | str:
+        """j_from_i of the views that `match_root_sift`'s `matches` agree on, or why there is none to be relied on."""
+        s, (index_i, index_j, reliable) = self.settings, matches
+        if len(index_i) < s.min_inliers:
+            return f"only {len(index_i)} SIFT matches on the object"
+        ends = _bearings(views, features, (index_i, index_j))
+        pose = estimate_relative_pose(ends.rays_i, ends.rays_j, s.threshold_px / ends.focal_px, reliable)
+        count = 0 if pose is None else int(pose.inliers.sum())
+        if pose is None or count < s.min_inliers:
+            return f"only {count} matches agree on an epipolar geometry"
+        if count <= ends.chance_count(pose, s.threshold_px):
+            return f"{count} of {len(index_i)} matches agree on an epipolar geometry, no more than chance may bring"
+        keep = pose.inliers
+        angle = float(np.median(ray_angles_deg(ends.rays_i[keep], ends.rays_j[keep], pose.rotation)))
+        if angle < s.min_angle_deg:
+            return f"triangulation angle {angle:.1f} degrees: the views are too close together"
+        return pose
 
     def _triangulated(self, view_i: View, view_j: View, pose: RelativePose, matches: PairMatches) -> PairPrediction:
         """Point maps of both views from the verified matches."""
@@ -164,9 +163,9 @@ class ClassicalPredictor:
         return np.where(view.mask, dense, 1.0), np.where(view.mask, np.maximum(confidence, 1e-3), 0.0)
 
     def _tentative(self, sift_i: Array, sift_j: Array) -> tuple[Array, Array, Array]:
-        """`match_root_sift` at the first ratio, or at the loose one where that finds little."""
+        """`match_root_sift` at the strict ratio, or at the loose one where that finds little."""
         strict = match_root_sift(sift_i, sift_j, self.settings.ratio)
-        if len(strict[0]) >= 2 * self.settings.enough:
+        if len(strict[0]) >= self.settings.calibration_matches:
             return strict
         return match_root_sift(sift_i, sift_j, self.settings.loose_ratio)
 
@@ -206,17 +205,36 @@ def _calibration_pairs(views: int, pairs: Sequence[tuple[int, int]]) -> list[tup
     return [(i, j) for n, i in enumerate(chosen) for j in chosen[n + 1 :]]
 
 
-def _verified(prediction: PairPrediction) -> int:
-    """How many matches a prediction brings."""
-    return 0 if prediction.matches is None else len(prediction.matches)
+@dataclass(frozen=True, eq=False)
+class _Bearings:
+    """Tentative matches of a pair as camera-frame rays, z = 1."""
+
+    rays_i: Array  # (M, 3)
+    rays_j: Array  # (M, 3)
+    focal_px: float  # geometric mean of both views'
+
+    def agree(self, pose: RelativePose, threshold_px: float) -> Array:
+        """Matches (M,) bool within reach of the pose's epipolar geometry, in front of both cameras."""
+        error = sampson(self.rays_i, self.rays_j, essential(pose.rotation, pose.translation)) * self.focal_px
+        depth_i, depth_j = midpoint_depths(self.rays_i, self.rays_j, pose.rotation, pose.translation)
+        return (np.abs(error) < threshold_px) & (depth_i > 0) & (depth_j > 0)
+
+    def chance_count(self, pose: RelativePose, threshold_px: float) -> float:
+        """As many of the matches as may agree with a pose fitted to them when their ends have nothing in common."""
+        count = len(self.rays_i)
+        dealt = np.random.default_rng(count).permutation(np.resize(np.arange(count), max(count, 2000)))
+        starts = np.resize(np.arange(count), len(dealt))
+        matrix = essential(pose.rotation, pose.translation)
+        error = sampson(self.rays_i[starts], self.rays_j[dealt], matrix) * self.focal_px
+        share = float((np.abs(error) < threshold_px).mean())
+        return Verification(pose.inliers, "essential", share).chance_count
 
 
-def _chance_count(rays_i: Array, rays_j: Array, pose: RelativePose, threshold: float) -> float:
-    """As many of the matches (M, 3), (M, 3) as may agree with a pose when their ends have nothing in common."""
-    dealt = np.random.default_rng(len(rays_i)).permutation(np.resize(np.arange(len(rays_i)), max(len(rays_i), 2000)))
-    starts = np.resize(np.arange(len(rays_i)), len(dealt))
-    error = sampson(rays_i[starts], rays_j[dealt], essential(pose.rotation, pose.translation))
-    return Verification(pose.inliers, "essential", float((np.abs(error) < threshold).mean())).chance_count
+def _bearings(views: tuple[View, View], features: tuple[Features, Features], rows: tuple[Array, Array]) -> _Bearings:
+    """Rays of matched keypoints, `rows` of the two views' features."""
+    cameras = [working_intrinsics(view) for view in views]
+    ends = [rays(camera, f["xy"][row].astype(float)) for camera, f, row in zip(cameras, features, rows)]
+    return _Bearings(ends[0], ends[1], float(np.sqrt(cameras[0][0, 0] * cameras[1][0, 0])))
 
 
 def match_root_sift(sift_i: Array, sift_j: Array, ratio: float) -> tuple[Array, Array, Array]:

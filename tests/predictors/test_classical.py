@@ -85,6 +85,31 @@ def test_hopeless_pairs_are_rejected_with_a_reason(views: list[View], kind: str)
     assert np.isfinite(result.j_in_i.points).all()
 
 
+def test_a_surface_with_little_contrast_still_matches(scene, views: list[View]) -> None:
+    pale = [replace(v, image=np.rint(150 + 0.2 * (v.image.astype(float) - 150)).astype(np.uint8)) for v in views[:2]]
+    found = ClassicalPredictor().predict(pale[0], pale[1])
+    assert found.rejected is None
+    on_j = views[1].mask
+    i_from_j, valid = similarity_from_points(
+        found.j_in_i.points[on_j].astype(float), found.j_in_j.points[on_j].astype(float)
+    )
+    assert valid
+    truth = inverse(scene.world_from_cam[0]) @ scene.world_from_cam[1]
+    assert rotation_angle_deg(i_from_j[:3, :3].T @ truth[:3, :3]) < 5
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_matches_that_agree_by_chance_are_no_pair(views: list[View], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sift = rng.integers(0, 255, (800, 128)).astype(np.uint8)  # each has its match, at a random place
+    y, x = (np.argwhere(views[0].mask)[rng.integers(0, views[0].mask.sum(), 1600)]).T
+    xy = np.stack([x, y], 1).astype(np.float32)
+    features = [{"xy": part, "size": np.full(800, 3, np.float32), "sift": sift} for part in (xy[:800], xy[800:])]
+    found = ClassicalPredictor().predict_from_features(views[0], views[1], features[0], features[1])
+    assert found.rejected is not None
+    assert "agree" in found.rejected
+
+
 def test_ratio_test_on_tiny_sets() -> None:
     one = np.full((1, 128), 3, np.uint8)
     index_i, index_j, reliable = match_root_sift(one, one, 0.8)
