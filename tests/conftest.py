@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at once; read when numpy and torch are loaded
+
 from pathlib import Path
 
 import pytest
@@ -22,3 +25,10 @@ def shared_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"shared data not there: {path}")
     return path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is a bar is slow, so that `-m "not slow"`, which replaces the default selection, leaves bars out too."""
+    for item in items:
+        if item.get_closest_marker("bars"):
+            item.add_marker(pytest.mark.slow)
