@@ -1,6 +1,6 @@
 """All benchmarks, or some of them, each in a process of its own: what it costs beside what it is compared with.
 
-    python pipelines/benchmark.py                       # forward, matching, alignment
+    python pipelines/benchmark.py                       # forward, matching, alignment, triangulation
     python pipelines/benchmark.py matching              # one of them
     python pipelines/benchmark.py alignment -- --views 24 --graph window-4
 
@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-NAMES = ("forward", "matching", "alignment")
+NAMES = ("forward", "matching", "alignment", "triangulation")
 
 
 def run(name: str, arguments: Sequence[str]) -> int:

@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from sparse_ga.config import Config, load_config
     from sparse_ga.errors import InputError, OutputError
+    from sparse_ga.objects import reconstruct_objects
     from sparse_ga.pipeline import reconstruct
     from sparse_ga.predictors.base import PairPredictor
     from sparse_ga.products import PairMatches, PairPrediction, Pointmap, Reconstruction, View
@@ -26,6 +27,7 @@ _HOME = {
     "View": "products",
     "load_config": "config",
     "reconstruct": "pipeline",
+    "reconstruct_objects": "objects",
 }
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "View",
     "load_config",
     "reconstruct",
+    "reconstruct_objects",
 ]
 
 

@@ -8,8 +8,10 @@ and is validated by the configuration's own dataclasses.
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
+import re
 import signal
 import sys
 import warnings
@@ -33,7 +35,25 @@ STAGES = ["ingest", "pairs", "encode", "calibrate", "forward", "match", "align3d
 
 DEFAULT_WEIGHTS = "naver/MASt3R_ViTLarge_BaseDecoder_512_catmlpdpt_metric"
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+class UsageError(Exception):
+    """A command line that cannot be understood, in one line."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that ends in one line that says what to do, and not in the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises `UsageError`."""
+        message = message.replace("unrecognized arguments", "unknown words").removeprefix("argument ")
+        found = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        if found:
+            close = difflib.get_close_matches(found[1], re.findall(r"[\w-]+", found[2]), n=1)
+            message += f"; did you mean {close[0]!r}?" if close else ""
+        raise UsageError(f"{message}; see `{self.prog} --help`")
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
 def _finish(parser: argparse.ArgumentParser, handler: str) -> None:
@@ -55,6 +75,7 @@ def _add_run(commands: Commands) -> None:
     parser.add_argument("--format", nargs="+", metavar="FORMAT", help="outputs (default: ply glb colmap)")
     parser.add_argument("--from", dest="from_stage", choices=STAGES, help="compute again from this stage on")
     parser.add_argument("--until", choices=STAGES, help="stop after this stage")
+    parser.add_argument("--object", metavar="ID", help="label of the object in integer masks; several (1,3), or all")
     _add_images(parser)
     _finish(parser, "run:run")
 
@@ -65,8 +86,11 @@ def _add_folder(parser: argparse.ArgumentParser) -> None:
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", help="a preset, or a TOML file")
-    parser.add_argument("--object", type=int, metavar="ID", help="label of the object in integer masks")
     parser.add_argument("--set", action="append", metavar="SECTION.FIELD=VALUE", help="change one setting")
+
+
+def _add_object(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--object", type=int, metavar="ID", help="label of the object in integer masks")
 
 
 def _add_cache_commands(commands: Commands) -> None:
@@ -99,11 +123,13 @@ def _add_pair_and_check(commands: Commands) -> None:
     parser.add_argument("--fine", action="store_true", help="match again at the photographs' resolution")
     parser.add_argument("--out", default=".", help="folder for the picture and the numbers (default: here)")
     parser.add_argument("--predictor", help="classical, compact, mast3r, a hub name, or a checkpoint's path")
+    _add_object(parser)
     _add_images(parser)
     _finish(parser, "match:match")
     parser = commands.add_parser("check", help="look for trouble in photographs and masks before any long work")
     parser.add_argument("images", nargs="+", help="a folder, a quoted pattern, or files")
     parser.add_argument("--masks", help="folder of masks; default: alpha")
+    _add_object(parser)
     _add_images(parser)
     _finish(parser, "check:check")
 
@@ -134,7 +160,7 @@ def _add_tools(commands: Commands) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all sub-commands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="sparse-ga",
         description="Cameras and a point cloud from masked photographs.",
         epilog=EXIT_CODES,
@@ -154,6 +180,8 @@ def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 def _fail(reporter: Reporter, text: str, code: int) -> int:
+    """Tell an error in one line, and return the exit code."""
+    text = "; ".join(line.strip() for line in text.splitlines() if line.strip())
     reporter.event("error", message=text, exit_code=code)
     print(f"sparse-ga: {text}", file=sys.stderr)
     return code
@@ -162,7 +190,13 @@ def _fail(reporter: Reporter, text: str, code: int) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = make_parser()
-    args = parser.parse_args(argv)
+    try:
+        args = parser.parse_args(argv)
+    except UsageError as error:
+        from sparse_ga.progress import Reporter
+
+        wants_json = "--json" in (sys.argv[1:] if argv is None else argv)
+        return _fail(Reporter("json" if wants_json else "silent", 0, sys.stdout), str(error), 2)
     if args.version:
         from sparse_ga import __version__
 
@@ -183,6 +217,7 @@ def _guarded(args: argparse.Namespace) -> int:
 
     verbosity = 1 if args.verbose else -1 if args.quiet else 0
     reporter = Reporter("json", verbosity, sys.stdout) if args.json else Reporter("auto", verbosity)
+    reporter.command = args.command
     warnings.showwarning = partial(_show_warning, reporter)
     module, name = args.handler.split(":")
     try:

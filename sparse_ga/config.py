@@ -11,9 +11,9 @@ import difflib
 import sys
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 if sys.version_info >= (3, 11):
@@ -33,11 +33,11 @@ class ConfigError(ValueError):
 class IngestConfig:
     """Reading photographs and masks."""
 
-    long_side: int = 512
+    long_side: Annotated[int, Field(ge=32)] = 512
     """Long side of the working images in pixels."""
-    multiple: int = 16
+    multiple: Annotated[int, Field(ge=1)] = 16
     """Both sides of a working image are multiples of this (the network's patch)."""
-    mask_threshold: float = 0.5
+    mask_threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
     """A working pixel is object when at least this share of it is."""
     object_id: int | None = None
     """In integer label masks: the label of the object. Unset: every non-zero label."""
@@ -71,7 +71,7 @@ class ForwardConfig:
 
     mask_mode: Literal["tokens", "fill", "context"] = "tokens"
     """tokens: background patches leave the attention; fill: background painted; context: the network sees all."""
-    cross_stride: int = 2
+    cross_stride: Annotated[int, Field(ge=1)] = 2
     """The other view's points are kept at every n-th pixel in both directions."""
     keep_descriptors: bool = False
     """Keep descriptors in the cache after matching (to match again with other settings without the network)."""
@@ -206,7 +206,7 @@ class ExportConfig:
 class CacheConfig:
     """Disk use."""
 
-    budget_gb: float | None = field(default=None, metadata=_RUNTIME)
+    budget_gb: Annotated[float, Field(ge=0)] | None = field(default=None, metadata=_RUNTIME)
     """Evict what is cheapest to recompute when the cache grows beyond this."""
 
 

@@ -28,6 +28,7 @@ from sparse_ga.stages.job import STAGE_NAMES, STAGES, Job, stage_position
 from sparse_ga.stages.pairwise import PairStages
 from sparse_ga.status import keep_within_budget
 from sparse_ga.store import Key, Store
+from sparse_ga.work import watched_by
 
 CamerasArgument = Mapping[str, Array] | Sequence[Array | None]
 
@@ -182,9 +183,9 @@ class Pipeline:
         if not calibrate.is_needed(views, job.predictor):
             return views
         key = calibrate.key(views, pair_list, job.predictor, job.config)
-        with self._stage("calibrate", 1, "vote") as bar:
+        with self._stage("calibrate", 1, "trial") as bar, watched_by(bar):
             calibration = self.ensure(key, lambda: self._vote(views, pair_list))
-            bar.advance()
+            bar.finish()
             self._finish(bar)
         for note in calibration.notes:
             self.reporter.detail(note)
@@ -272,11 +273,11 @@ class _Solver:
             self._require_alignment()
         if self.end == STAGE_NAMES.index("align3d"):
             return self._explain(self.aligned.alignment), None
-        refined = self._whole("refine2d", self._refine)
+        refined = self._whole("refine2d", self._refine, 1, "round")
         if self.end == STAGE_NAMES.index("refine2d"):
             return self._explain(refined), None
         self.pipeline.trim()
-        final = self._whole("triangulate", partial(self._triangulate, refined))
+        final = self._whole("triangulate", partial(self._triangulate, refined), 1, "sweep")
         self.pipeline.trim()
         return self._explain(refined), self._explain(final)
 
@@ -319,11 +320,12 @@ class _Solver:
                 compute.add(name)
         return compute
 
-    def _whole(self, name: str, compute: Callable[[Bar], Any], total: int = 1, unit: str = "step") -> Any:
+    def _whole(self, name: str, compute: Callable[[Bar], Any], total: int, unit: str) -> Any:
         """Artifact of a stage that has one a run; `compute` may move the bar."""
         with self.pipeline.reporter.stage(name, total, unit) as bar:
-            value = self.pipeline.ensure(self.keys[name], partial(compute, bar))
-            bar.advance(total)
+            with watched_by(bar):
+                value = self.pipeline.ensure(self.keys[name], partial(compute, bar))
+            bar.finish()
             self.pipeline._finish(bar)
         return value
 

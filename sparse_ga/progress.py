@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TextIO
 
 Mode = Literal["auto", "bars", "lines", "json", "silent"]
@@ -30,6 +32,19 @@ class Bar:
     started: float = field(default_factory=time.monotonic)
     last_line: float = field(default_factory=time.monotonic)
     tqdm: Any = None
+    planned: bool = False
+
+    def expect(self, count: int) -> None:
+        """The work itself says that `count` more units will come; the first time that replaces the total."""
+        self.total = count + (self.total if self.planned else self.done)
+        self.planned = True
+        if self.tqdm is not None:
+            self.tqdm.total = self.total
+            self.tqdm.refresh()
+
+    def finish(self) -> None:
+        """All that was left is done."""
+        self.advance(self.total - self.done)
 
     def advance(self, count: int = 1) -> None:
         """`count` more units are done; never beyond the total."""
@@ -83,6 +98,22 @@ class _Pulse:
         self._thread.join()
 
 
+def _plain(value: Any) -> Any:
+    """`value` with null for numbers that JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def event_schema() -> dict[str, Any]:
+    """The JSON schema that every line printed by ``--json`` obeys."""
+    text = (Path(__file__).parent / "events.schema.json").read_text(encoding="utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema
+
+
 @dataclass
 class Reporter:
     """Where messages and progress go. `verbosity` -1: errors only, 0: normal, 1: details."""
@@ -91,6 +122,8 @@ class Reporter:
     verbosity: int = 0
     stream: TextIO = field(default_factory=lambda: sys.stderr)
     warnings: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)  # spent in each stage
+    command: str = ""  # named in the summary event
 
     def __post_init__(self) -> None:
         if self.mode == "auto":
@@ -117,9 +150,10 @@ class Reporter:
                 pulse.stop()
             if bar.tqdm is not None:
                 bar.tqdm.close()
-        self.event("stage_finished", stage=name, done=bar.done, total=total, seconds=round(bar.seconds, 3))
+            self.seconds[name] = self.seconds.get(name, 0.0) + bar.seconds
+        self.event("stage_finished", stage=name, done=bar.done, total=bar.total, seconds=round(bar.seconds, 3))
         if self.mode == "lines" and (self.verbosity > 0 or bar.seconds > 2):
-            self._print(f"{name}: {bar.done} of {total} {unit}s in {bar.seconds:.1f} s")
+            self._print(f"{name}: {bar.done} of {bar.total} {unit}s in {bar.seconds:.1f} s")
 
     def progress(self, bar: Bar) -> None:
         """A plain line or event about a stage that takes long."""
@@ -149,9 +183,10 @@ class Reporter:
         self._print(f"warning: {text}")
 
     def event(self, kind: str, /, **values: Any) -> None:
-        """A machine-readable event; only in JSON mode."""
+        """A machine-readable event, as events.schema.json describes it; only in JSON mode."""
         if self.mode == "json":
-            print(json.dumps({"event": kind, **values}), file=self.stream, flush=True)
+            named = {"command": self.command} if kind == "summary" and self.command else {}
+            print(json.dumps(_plain({"event": kind, **named, **values})), file=self.stream, flush=True)
 
     def _print(self, text: str) -> None:
         if self.mode == "bars":

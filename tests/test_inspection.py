@@ -117,7 +117,7 @@ def test_check_command(folder: Path, capsys: pytest.CaptureFixture):
     (folder / "images" / "p1.png").write_bytes(b"x")
     assert main(["check", "images", "--masks", "masks", "--json"]) == 2
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert events[-1] == {"event": "summary", "images": 5, "errors": 1, "warnings": 0}
+    assert events[-1] == {"event": "summary", "command": "check", "images": 5, "errors": 1, "warnings": 0}
     assert any(event["event"] == "finding" and event["name"] == "p1.png" for event in events)
 
 

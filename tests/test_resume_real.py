@@ -17,6 +17,7 @@ import pytest
 
 from sparse_ga.config import load_config, preset_names
 from sparse_ga.pipeline import reconstruct
+from sparse_ga.report.page import without_times
 from sparse_ga.synthetic.oracle import OraclePredictor
 from sparse_ga.synthetic.scene import SceneConfig, SyntheticScene, make_scene
 
@@ -39,9 +40,16 @@ def start(photographs: Path, out: Path) -> subprocess.Popen:
 
 
 def digests(out: Path) -> dict[str, str]:
-    """Digest of every file of a run except the record of its arguments, which holds the folder's name."""
+    """Digest of every file of a run, without how long it took and the record of its arguments, with folders' names."""
     files = sorted(path for path in out.rglob("*") if path.is_file() and path.name != "job.json")
-    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {str(path.relative_to(out)): hashlib.sha256(content(path)).hexdigest() for path in files}
+
+
+def content(path: Path) -> bytes:
+    """A file's bytes, a report's without the times of its stages."""
+    if path.name != "report.html":
+        return path.read_bytes()
+    return without_times(path.read_text(encoding="utf-8")).encode()
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from sparse_ga.products import Array, View
 
 @dataclass(frozen=True)
 class CameraGroups:
-    """Which views share their intrinsics: the same `View.camera`, photograph size and origin of the intrinsics.
+    """Which views share their focal length: one `View.camera`, size of the photograph and origin of the intrinsics.
 
     Sharing means one focal length in source pixels; `scale` is that of the working image, f_work = scale f_source.
     """
@@ -27,9 +27,14 @@ class CameraGroups:
         return len(self.source)
 
 
-def camera_groups(views: Sequence[View]) -> CameraGroups:
-    """Groups of views that share one camera."""
-    keys = [(view.camera, view.source_size, view.intrinsics_source) for view in views]
+def camera_groups(views: Sequence[View], turned_apart: bool = False) -> CameraGroups:
+    """Groups of views that share one camera.
+
+    Upright and turned photographs of one camera have one focal length, but not one principal point: with
+    `turned_apart` they are groups of their own.
+    """
+    sizes = [view.source_size if turned_apart else (max(view.source_size), min(view.source_size)) for view in views]
+    keys = [(view.camera, size, view.intrinsics_source) for view, size in zip(views, sizes)]
     distinct = sorted(set(keys))
     of_view = np.array([distinct.index(key) for key in keys], np.int64)
     scale = np.array([np.sqrt(abs(np.linalg.det(view.working_from_source[:2, :2]))) for view in views])

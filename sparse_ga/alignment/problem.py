@@ -8,7 +8,7 @@ sorted by host view, then by target view; a run with one host and one target is 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -148,6 +148,16 @@ def _concatenate(parts: list[tuple[int, int, int, tuple[Array, ...]]], count: in
         link_start=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         host_start=np.searchsorted(host, np.arange(count + 1)),
     )
+
+
+def regrouped(problem: Problem, state: State, group: Array) -> tuple[Problem, State]:
+    """The same problem and state with the camera groups (n,) `group`, none of which spans two of the present ones."""
+    old = problem.group[np.unique(group, return_index=True)[1]]  # (G,) present group of every new one
+    assert (old[group] == problem.group).all()
+    divided = replace(
+        problem, group=group, focal_sigma=problem.focal_sigma[old], principal_sigma_px=problem.principal_sigma_px[old]
+    )
+    return divided, replace(state, log_focal=state.log_focal[old], principal_shift_px=state.principal_shift_px[old])
 
 
 def centres(problem: Problem, state: State) -> Array:

@@ -16,7 +16,7 @@ from sparse_ga.alignment.intrinsics import camera_groups
 from sparse_ga.alignment.levenberg import Solution, minimise, rotation_sigma_deg
 from sparse_ga.alignment.normal_equations import Loss, free_columns, linearise
 from sparse_ga.alignment.principal_point import free_principal_point
-from sparse_ga.alignment.problem import Observations, Problem, State, build_observations
+from sparse_ga.alignment.problem import Observations, Problem, State, build_observations, regrouped
 from sparse_ga.alignment.resection import resect_views
 from sparse_ga.alignment.residuals import current_intrinsics, residual_lengths
 from sparse_ga.alignment.robust import robust_scale
@@ -24,6 +24,7 @@ from sparse_ga.alignment.viewgraph import TieEvidence, confirmed_members
 from sparse_ga.config import Refine2dConfig
 from sparse_ga.geometry.transforms import inverse, nearest_rotation
 from sparse_ga.products import Alignment, Array, CanonicalView, VerifiedMatches, View
+from sparse_ga.work import advance, expect
 
 _MAX_TOTAL_MATCHES = 1_500_000
 _DEPTH_SIGMA = 0.1  # log depth: how far a canonical depth may be off after its view's scale
@@ -55,8 +56,10 @@ def refine_views(
     excluded = _dropped(alignment, pairs)
     refused = np.zeros(len(views), bool)
     current, history = alignment, [np.zeros(0)]
+    expect(_ROUNDS)
     for remaining in reversed(range(_ROUNDS)):
         solved = _solve_once(inputs, current, excluded)
+        advance()
         history.append(solved.residual_history)
         current = solved
         if config.solver == "adam" or not current.status.startswith("ok"):
@@ -131,14 +134,15 @@ def _solve_once(inputs: Inputs, alignment: Alignment, excluded: Array) -> Alignm
         status = alignment.status if not len(chosen) else "failed: no matches between registered views"
         return replace(alignment, status=status)
     problem, start = _set_up(inputs, alignment, chosen, observations)
-    sigma_px = _principal_sigma([inputs.views[n] for n in chosen.tolist()], problem.group, inputs.config)
-    solution, problem = _solve(problem, start, inputs.config, sigma_px)
+    views = [inputs.views[n] for n in chosen.tolist()]
+    apart = camera_groups(views, turned_apart=True).of_view
+    solution, problem = _solve(problem, start, inputs.config, apart, _principal_sigma(views, apart, inputs.config))
     return _result(alignment, chosen, problem, solution, inputs.config)
 
 
 def _set_up(inputs: Inputs, alignment: Alignment, chosen: Array, observations: Observations) -> tuple[Problem, State]:
     views, config = [inputs.views[n] for n in chosen.tolist()], inputs.config
-    groups = camera_groups(views)
+    groups = camera_groups(views, turned_apart=config.principal_point == "free")
     canon = [np.log(inputs.canonical[n].anchor_depth.astype(float)) for n in chosen.tolist()]
     start = [alignment.anchor_depth[alignment.anchor_start[n] : alignment.anchor_start[n + 1]] for n in chosen]
     anchor_start = np.concatenate([[0], np.cumsum([len(c) for c in canon])]).astype(np.int64)
@@ -196,8 +200,13 @@ def _pose_sigma(views: Sequence[View], metric_frame: bool, config: Refine2dConfi
     return np.where(given & metric_frame, sigma, np.inf)
 
 
-def _solve(problem: Problem, start: State, config: Refine2dConfig, sigma_px: Array) -> tuple[Solution, Problem]:
-    """Robust loss from coarse to fine; then the principal point, prior `sigma_px` (G,), if the matches insist."""
+def _solve(
+    problem: Problem, start: State, config: Refine2dConfig, apart: Array, sigma_px: Array
+) -> tuple[Solution, Problem]:
+    """Robust loss from coarse to fine; then the principal points, if the matches insist.
+
+    `apart` (n,) are the groups that may have a principal point each, with `sigma_px` (G,) as prior.
+    """
     if config.solver == "adam":
         return adam_schedule(problem, start), problem
     state, history = start, [np.zeros(0)]
@@ -214,9 +223,9 @@ def _solve(problem: Problem, start: State, config: Refine2dConfig, sigma_px: Arr
     final = minimise(problem, final.state, loss, config.max_iterations)
     history.append(final.history)
     if config.principal_point == "auto":
-        freed, problem = free_principal_point(problem, final.state, (loss, measured), sigma_px)
+        freed, moved = free_principal_point(*regrouped(problem, final.state, apart), (loss, measured), sigma_px)
         if freed is not None:
-            final = freed
+            final, problem = freed, moved
             history.append(freed.history)
     return Solution(final.state, final.status, np.concatenate(history)), problem
 

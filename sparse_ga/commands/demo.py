@@ -8,27 +8,39 @@ from pathlib import Path
 
 import numpy as np
 
-from sparse_ga.errors import OutputError
+from sparse_ga.errors import InputError, OutputError
 from sparse_ga.progress import Reporter
 
 
 def demo(args: argparse.Namespace, reporter: Reporter) -> int:
     """Render, reconstruct, compare, write the outputs."""
+    from sparse_ga.commands.jobs import JobRecord
     from sparse_ga.commands.run import top_names, write_outputs
     from sparse_ga.config import Config
     from sparse_ga.demo import DEMO_SCENE, run_demo
-    from sparse_ga.pipeline import make_job
-    from sparse_ga.predictors.loading import load_predictor
+    from sparse_ga.predictors.loading import PredictorRecord, load_predictor
 
     out, predictor = Path(args.out), args.predictor or "classical"
+    if args.views is not None and args.views < 2:
+        raise InputError(f"--views {args.views}: a reconstruction needs at least two photographs")
     scene = DEMO_SCENE if args.views is None else dataclasses.replace(DEMO_SCENE, views=args.views)
     reporter.info(f"rendering {scene.views} photographs of a turning object before a still background")
     try:
         result = run_demo(out, scene, predictor, reporter)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error.strerror}); choose another folder with --out") from None
-    config = Config()
-    job = make_job(out / "images", out / "masks", load_predictor(predictor, config.forward), config)
+    record = JobRecord(
+        (str((out / "images").absolute()),),
+        str((out / "masks").absolute()),
+        None,
+        None,
+        {"predictor": predictor},
+        str(out.absolute()),
+        PredictorRecord.of(load_predictor(predictor, Config().forward)),
+        {name: round(spent, 3) for name, spent in reporter.seconds.items()},
+    )
+    record.save(out / "cache")
+    job = record.job(load=False)
     files = write_outputs(result.reconstruction, out, out / "cache", job)
     metrics = {
         name: float(value) if isinstance(value, (float, np.floating)) else value

@@ -50,6 +50,10 @@ def status(args: argparse.Namespace, reporter: Reporter) -> int:
             other_bytes=item.other_bytes,
         )
     reporter.event("dropped_pairs", pairs=[{"pair": pair, "reason": reason} for pair, reason in dropped])
+    finished = bool(items) and all(item.total is not None and item.done == item.total for item in items[-1:])
+    reporter.event(
+        "summary", finished=finished, size_bytes=sum(item.size_bytes for item in items), dropped_pairs=len(dropped)
+    )
     if reporter.mode == "json":
         return 0
     print(f"{'stage':<12}{'state':<11}{'artifacts':>12}  {'size':>11}")

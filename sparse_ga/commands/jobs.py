@@ -63,6 +63,11 @@ def cache_of(folder: Path) -> Path:
     pointer = folder / "cache.txt"
     if pointer.is_file():
         return Path(pointer.read_text(encoding="utf-8").strip())
+    objects = sorted(path.parent.name for path in folder.glob("object_*/cache"))
+    if objects:
+        raise InputError(
+            f"{folder}: holds {len(objects)} objects; give the folder of one, such as {folder / objects[0]}"
+        )
     raise InputError(f"{folder}: no run has been here; give the --out or --cache folder of an earlier `sparse-ga run`")
 
 
@@ -135,11 +140,11 @@ def _make_paths_absolute(overrides: dict[str, Any]) -> None:
         pairs["pairs_file"] = absolute(pairs["pairs_file"])
 
 
-def record_from(args: argparse.Namespace, out: Path) -> JobRecord:
-    """The record of a `sparse-ga run` command line."""
+def record_from(args: argparse.Namespace, out: Path, label: int | None = None) -> JobRecord:
+    """The record of a `sparse-ga run` command line, for the object with this label in the masks."""
     overrides = parse_settings(args.set or [])
-    if args.object is not None:
-        overrides.setdefault("ingest", {})["object_id"] = args.object
+    if label is not None:
+        overrides.setdefault("ingest", {})["object_id"] = label
     if args.predictor is not None:
         overrides["predictor"] = args.predictor
     _make_paths_absolute(overrides)

@@ -4,32 +4,108 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sparse_ga.commands.jobs import JobRecord, cache_of, earlier_seconds, load_record, record_from
 from sparse_ga.errors import InputError, OutputError
+from sparse_ga.objects import find_objects, object_folder
 from sparse_ga.pipeline import Pipeline, RunResult, unregistered
 from sparse_ga.predictors.loading import PredictorRecord
 from sparse_ga.products import Reconstruction
 from sparse_ga.progress import Reporter
-from sparse_ga.stages.job import Job
+from sparse_ga.stages.job import STAGE_NAMES, Job
 from sparse_ga.store import Store, write_atomically
 
 DEFAULT_FORMATS = ("ply", "glb", "colmap")
 NOTHING_REGISTERED = 3
 _MOST_LEFT_OUT = 4
+_MOST_OBJECTS = 8
 
 
 def run(args: argparse.Namespace, reporter: Reporter) -> int:
     """Reconstruct, resuming what the cache holds, and write the outputs."""
     out = Path(args.out)
     cache = Path(args.cache) if args.cache else out / "cache"
-    record = record_from(args, out)
+    wanted = parse_object(args.object)
+    if wanted is None or isinstance(wanted, int):
+        return _execute_run(args, wanted, out, cache, reporter)
+    return _run_objects(args, wanted, reporter)
+
+
+def _execute_run(args: argparse.Namespace, label: int | None, out: Path, cache: Path, reporter: Reporter) -> int:
+    record = record_from(args, out, label)
     return _execute(record, cache, Span(args.from_stage, args.until, tuple(args.format or ())), reporter)
+
+
+def parse_object(text: str | None) -> int | str | tuple[int, ...] | None:
+    """What ``--object`` asks for: nothing, one label, several, or "all"; raises `InputError`."""
+    if text is None or text == "all":
+        return text
+    try:
+        labels = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--object {text}: give a label such as 3, several such as 1,3, or all") from None
+    return labels[0] if len(labels) == 1 else labels
+
+
+def _run_objects(args: argparse.Namespace, wanted: str | tuple[int, ...], reporter: Reporter) -> int:
+    """Reconstruct several objects of one set of photographs, each on its own, in OUT/object_ID."""
+    images = args.images[0] if len(args.images) == 1 else args.images
+    found = find_objects(images, args.masks, None if isinstance(wanted, str) else wanted)
+    told: list[dict[str, Any]] = []
+    for label in found:
+        out = Path(args.out) / object_folder(label)
+        record = record_from(args, out, label)
+        cache = Path(args.cache) / object_folder(label) if args.cache else out / "cache"
+        span = Span(args.from_stage, args.until, tuple(args.format or ()))
+        reporter.detail(f"object {label}")
+        try:
+            reconstruction, files = _make(record, cache, span, reporter)
+        except InputError as error:
+            reporter.warn(f"object {label} left out: {error}")
+            continue
+        if reconstruction is None:
+            reporter.info(f"object {label:<4} done up to stage {args.until}, in {out}")
+            continue
+        told.append({"object": label, "out": str(out), **_values(reconstruction, files)})
+        reporter.event("object", **told[-1])
+    if not told:
+        if args.until is None or args.until == STAGE_NAMES[-1]:
+            raise InputError("no object could be reconstructed; the warnings above say why")
+        return 0
+    return _summarize_objects(told, args.out, reporter)
+
+
+def _summarize_objects(told: list[dict[str, Any]], out: str, reporter: Reporter) -> int:
+    """A line for each object."""
+    reporter.event("summary", objects=told, warnings=list(reporter.warnings))
+    if reporter.mode != "json":
+        for one in told[:_MOST_OBJECTS]:
+            reporter.info(
+                f"object {one['object']:<4} {one['registered']} of {one['images']} images, focal "
+                f"{one['focal_px']:.0f} px, error {one['mean_reprojection_px']:.2f} px, {one['points']} points"
+            )
+        if len(told) > _MOST_OBJECTS:
+            reporter.info(f"            and {len(told) - _MOST_OBJECTS} more")
+        reporter.info(f"files       {object_folder(told[0]['object'])}/ and so on in {out}; look at each report.html")
+    return 0 if any(one["registered"] for one in told) else _nothing(Path(out))
+
+
+def _nothing(out: Path) -> int:
+    """Say that nothing was registered and what to do, in one line."""
+    print(
+        f"sparse-ga: no image could be registered; {out}: report.html says why for each; try photographs 15 to 25 "
+        "degrees apart, masks checked with `sparse-ga check`, or --predictor mast3r",
+        file=sys.stderr,
+    )
+    return NOTHING_REGISTERED
 
 
 def stage(args: argparse.Namespace, reporter: Reporter) -> int:
@@ -48,6 +124,20 @@ class Span:
 
 
 def _execute(record: JobRecord, cache: Path, span: Span, reporter: Reporter) -> int:
+    reconstruction, files = _make(record, cache, span, reporter)
+    if reconstruction is None:
+        reporter.event("summary", until=span.last, cache=str(cache))
+        if reporter.mode != "json":
+            reporter.info(
+                f"done up to stage {span.last}; go on with `sparse-ga run` or look with `sparse-ga status {cache}`"
+            )
+        return 0
+    _summarize(reconstruction, files, Path(record.out), reporter)
+    return 0 if reconstruction.registered.any() else _nothing(Path(record.out))
+
+
+def _make(record: JobRecord, cache: Path, span: Span, reporter: Reporter) -> tuple[Reconstruction | None, list[Path]]:
+    """Run the stages, and write the outputs if the last one is among them: the result and the files."""
     _check_formats(span.formats)
     job = record.job()
     store = Store(cache)
@@ -59,13 +149,8 @@ def _execute(record: JobRecord, cache: Path, span: Span, reporter: Reporter) -> 
     dataclasses.replace(record, seconds={**record.seconds, **spent}).save(cache)
     _tell_counts(result, reporter)
     if result.reconstruction is None:
-        reporter.info(
-            f"done up to stage {span.last}; go on with `sparse-ga run` or look with `sparse-ga status {cache}`"
-        )
-        return 0
-    files = write_outputs(result.reconstruction, out, cache, job, span.formats)
-    _summarize(result.reconstruction, files, out, reporter)
-    return 0 if result.reconstruction.registered.any() else NOTHING_REGISTERED
+        return None, []
+    return result.reconstruction, write_outputs(result.reconstruction, out, cache, job, span.formats)
 
 
 def _check_formats(formats: Sequence[str]) -> None:
@@ -97,7 +182,10 @@ def write_outputs(
         if job is not None:
             files.append(_write_report(reconstruction, out, cache, job))
     except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({error.strerror}); choose another folder with --out") from None
+        remedy_text = "free some space, or choose another folder with --out"
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            remedy_text = "choose another folder with --out"
+        raise OutputError(f"{out}: cannot be written ({error.strerror}); {remedy_text}") from None
     if cache.absolute() != (out / "cache").absolute():
         write_atomically(out / "cache.txt", f"{cache.absolute()}\n".encode())
     return files
@@ -109,7 +197,8 @@ def _write_report(reconstruction: Reconstruction, out: Path, cache: Path, job: J
     from sparse_ga.report.page import write_report
 
     advice = [remedy(reason) if reason else "" for reason in reconstruction.reasons]
-    return write_report(reconstruction, out / "report.html", collect_details(job, Store(cache), reconstruction, advice))
+    details = collect_details(job, Store(cache), reconstruction, advice, earlier_seconds(cache))
+    return write_report(reconstruction, out / "report.html", details)
 
 
 def _tell_counts(result: RunResult, reporter: Reporter) -> None:
@@ -124,30 +213,37 @@ def top_names(files: list[Path], out: Path) -> list[str]:
     return list(dict.fromkeys(f"{part[0]}/" if len(part) > 1 else part[0] for part in parts))
 
 
+def _values(reconstruction: Reconstruction, files: list[Path]) -> dict[str, Any]:
+    """What a summary says of one reconstruction."""
+    registered = np.asarray(reconstruction.registered)
+    focal = np.median(reconstruction.intrinsics[registered, 0, 0]) if registered.any() else 0.0
+    return {
+        "images": len(registered),
+        "registered": int(registered.sum()),
+        "unregistered": [
+            {"name": name, "reason": reason, "remedy": remedy(reason)} for name, reason in unregistered(reconstruction)
+        ],
+        "focal_px": float(focal),
+        "mean_reprojection_px": float(reconstruction.report.mean_reprojection_px),
+        "tracks": len(reconstruction.track_points),
+        "points": len(reconstruction.points),
+        "files": [str(path) for path in files],
+    }
+
+
 def _summarize(reconstruction: Reconstruction, files: list[Path], out: Path, reporter: Reporter) -> None:
     """At most ten lines about what came out."""
     registered = np.asarray(reconstruction.registered)
     missing = unregistered(reconstruction)
     if any(reason.startswith("in a smaller component") for _, reason in missing):
         reporter.warn("the photographs fall into groups that nothing ties together; the largest was reconstructed")
-    focal = np.median(reconstruction.intrinsics[registered, 0, 0]) if registered.any() else 0.0
-    reporter.event(
-        "summary",
-        images=len(registered),
-        registered=int(registered.sum()),
-        unregistered=[{"name": name, "reason": reason} for name, reason in missing],
-        focal_px=float(focal),
-        mean_reprojection_px=reconstruction.report.mean_reprojection_px,
-        tracks=len(reconstruction.track_points),
-        points=len(reconstruction.points),
-        files=[str(path) for path in files],
-        warnings=list(reporter.warnings),
-    )
+    values = _values(reconstruction, files)
+    reporter.event("summary", **values, warnings=list(reporter.warnings))
     if reporter.mode == "json":
         return
     reporter.info(f"registered  {int(registered.sum())} of {len(registered)} images")
     if registered.any():
-        reporter.info(f"focal       {focal:.0f} px (median, source pixels)")
+        reporter.info(f"focal       {values['focal_px']:.0f} px (median, source pixels)")
         reporter.info(
             f"error       {reconstruction.report.mean_reprojection_px:.2f} px mean over "
             f"{len(reconstruction.track_points)} tracks"

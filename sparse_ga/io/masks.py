@@ -126,6 +126,15 @@ def read_mask(path: Path, size: tuple[int, int], object_id: int | None = None) -
     return resize_mask(np.ascontiguousarray(_select(path, image, object_id)), size)
 
 
+def mask_labels(path: Path) -> tuple[int, ...]:
+    """The integer labels in a mask file, without 0; none in a mask that is black and white, soft, or in colours."""
+    image = open_image(path, "mask")
+    values = _labels(path, image)
+    if values.ndim == 3 or values.dtype.kind not in "iu" or _is_soft(image, values):
+        return ()
+    return tuple(int(value) for value in np.unique(values) if value != 0)
+
+
 def describe_label_choice(path: Path) -> str:
     """Which labels a mask file holds, for messages: "labels 1, 2, 5"."""
     values = _labels(path, open_image(path, "mask"))

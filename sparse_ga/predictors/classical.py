@@ -19,11 +19,14 @@ from sparse_ga.geometry.cameras import make_intrinsics, rays, unproject_depth
 from sparse_ga.geometry.transforms import apply, inverse, make
 from sparse_ga.geometry.two_view import (
     RelativePose,
+    essential,
     estimate_relative_pose,
     midpoint_depths,
     optimal_rays,
     ray_angles_deg,
+    sampson,
 )
+from sparse_ga.matching.verify import Verification
 from sparse_ga.predictors.base import Features
 from sparse_ga.predictors.interpolation import distance_to, harmonic_field, paint_background
 from sparse_ga.predictors.self_calibration import KeypointMatches, Keypoints, calibrate
@@ -37,8 +40,16 @@ MAX_CALIBRATION_VIEWS = 32
 class ClassicalSettings:
     """What the classical predictor can be told; all of it enters its fingerprint."""
 
-    contrast_threshold: float = 0.01
+    contrast_threshold: float = 0.002
+    """Least contrast of a SIFT blob. Bare matte surfaces have no strong ones; what noise adds does not match itself."""
+    max_keypoints: int = 4000
+    """Most keypoints of a view, those of highest contrast; 0 keeps all."""
     ratio: float = 0.8
+    """Lowe's ratio, tried first: fewer wrong matches make a better pose."""
+    loose_ratio: float = 0.9
+    """The ratio for pairs with fewer than `enough` matches; MAGSAC and the triplets of pairs judge what passes."""
+    enough: int = 50
+    """Verified matches with which a pair's pose is good; twice as many tentative ones are enough for calibration."""
     threshold_px: float = 1.5
     min_inliers: int = 20
     min_angle_deg: float = 1.5
@@ -51,14 +62,16 @@ class ClassicalPredictor:
 
     def __init__(self, settings: ClassicalSettings | None = None) -> None:
         self.settings = settings or ClassicalSettings()
-        content = f"classical-5 {cv2.__version__} {sorted(asdict(self.settings).items())}"
+        content = f"classical-6 {cv2.__version__} {sorted(asdict(self.settings).items())}"
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
 
     def encode(self, view: View) -> Features:
         """SIFT on the mask: `xy` (K, 2) and blob diameter `size` (K,) float32 working px, `sift` (K, 128) uint8."""
         image = cv2.cvtColor(paint_background(view.image, view.mask), cv2.COLOR_RGB2GRAY)
-        detector = cv2.SIFT.create(  # the precise upscale has no localisation bias; it bends long focal lengths by 7 %
-            contrastThreshold=self.settings.contrast_threshold, enable_precise_upscale=True
+        detector = cv2.SIFT.create(
+            nfeatures=self.settings.max_keypoints,
+            contrastThreshold=self.settings.contrast_threshold,
+            enable_precise_upscale=True,  # without it locations are biased, which bends long focal lengths by 7 %
         )
         keypoints, descriptors = detector.detectAndCompute(image, view.mask.astype(np.uint8) * 255)
         if descriptors is None:
@@ -83,8 +96,18 @@ class ClassicalPredictor:
         self, view_i: View, view_j: View, features_i: Features, features_j: Features
     ) -> PairPrediction:
         """As `predict`, from features computed before. Views without intrinsics get a common guess of the focal."""
-        s = self.settings
-        index_i, index_j, reliable = match_root_sift(features_i["sift"], features_j["sift"], s.ratio)
+        strict = self._predict_at_ratio(self.settings.ratio, (view_i, view_j), (features_i, features_j))
+        if _verified(strict) >= self.settings.enough:
+            return strict
+        loose = self._predict_at_ratio(self.settings.loose_ratio, (view_i, view_j), (features_i, features_j))
+        return loose if _verified(loose) >= _verified(strict) else strict
+
+    def _predict_at_ratio(
+        self, ratio: float, views: tuple[View, View], features: tuple[Features, Features]
+    ) -> PairPrediction:
+        """The prediction from matches that pass the ratio test at `ratio`; rejected where too few of them agree."""
+        s, (view_i, view_j), (features_i, features_j) = self.settings, views, features
+        index_i, index_j, reliable = match_root_sift(features_i["sift"], features_j["sift"], ratio)
         if len(index_i) < s.min_inliers:
             return PairPrediction.reject(view_i, view_j, f"only {len(index_i)} SIFT matches on the object")
         xy_i, xy_j = features_i["xy"][index_i].astype(float), features_j["xy"][index_j].astype(float)
@@ -95,6 +118,10 @@ class ClassicalPredictor:
         if pose is None or pose.inliers.sum() < s.min_inliers:
             count = 0 if pose is None else int(pose.inliers.sum())
             return PairPrediction.reject(view_i, view_j, f"only {count} matches agree on an epipolar geometry")
+        if pose.inliers.sum() <= _chance_count(rays_i, rays_j, pose, threshold):
+            count = int(pose.inliers.sum())
+            reason = f"{count} of {len(index_i)} matches agree on an epipolar geometry, no more than chance may bring"
+            return PairPrediction.reject(view_i, view_j, reason)
         keep = pose.inliers
         angle = float(np.median(ray_angles_deg(rays_i[keep], rays_j[keep], pose.rotation)))
         if angle < s.min_angle_deg:
@@ -136,6 +163,13 @@ class ClassicalPredictor:
         confidence = certainty * np.exp(-distance_to(xy, view.mask.shape) / self.settings.evidence_px)
         return np.where(view.mask, dense, 1.0), np.where(view.mask, np.maximum(confidence, 1e-3), 0.0)
 
+    def _tentative(self, sift_i: Array, sift_j: Array) -> tuple[Array, Array, Array]:
+        """`match_root_sift` at the first ratio, or at the loose one where that finds little."""
+        strict = match_root_sift(sift_i, sift_j, self.settings.ratio)
+        if len(strict[0]) >= 2 * self.settings.enough:
+            return strict
+        return match_root_sift(sift_i, sift_j, self.settings.loose_ratio)
+
     def estimate_focal(
         self,
         views: Sequence[View],
@@ -158,10 +192,7 @@ class ClassicalPredictor:
             else Keypoints(np.zeros((0, 2)), np.zeros(0))
             for n, view in enumerate(views)
         ]
-        matches = [
-            KeypointMatches(i, j, *match_root_sift(loaded[i]["sift"], loaded[j]["sift"], self.settings.ratio))
-            for i, j in pairs
-        ]
+        matches = [KeypointMatches(i, j, *self._tentative(loaded[i]["sift"], loaded[j]["sift"])) for i, j in pairs]
         long_side = max(max(view.width, view.height) for view in views)
         found = calibrate(keypoints, matches, focal_bounds_px, GUESSED_FOCAL * long_side)
         return found.focal_px, found.trusted
@@ -173,6 +204,19 @@ def _calibration_pairs(views: int, pairs: Sequence[tuple[int, int]]) -> list[tup
         return sorted({(min(p), max(p)) for p in pairs})
     chosen = np.unique(np.linspace(0, views - 1, MAX_CALIBRATION_VIEWS).round().astype(int)).tolist()
     return [(i, j) for n, i in enumerate(chosen) for j in chosen[n + 1 :]]
+
+
+def _verified(prediction: PairPrediction) -> int:
+    """How many matches a prediction brings."""
+    return 0 if prediction.matches is None else len(prediction.matches)
+
+
+def _chance_count(rays_i: Array, rays_j: Array, pose: RelativePose, threshold: float) -> float:
+    """As many of the matches (M, 3), (M, 3) as may agree with a pose when their ends have nothing in common."""
+    dealt = np.random.default_rng(len(rays_i)).permutation(np.resize(np.arange(len(rays_i)), max(len(rays_i), 2000)))
+    starts = np.resize(np.arange(len(rays_i)), len(dealt))
+    error = sampson(rays_i[starts], rays_j[dealt], essential(pose.rotation, pose.translation))
+    return Verification(pose.inliers, "essential", float((np.abs(error) < threshold).mean())).chance_count
 
 
 def match_root_sift(sift_i: Array, sift_j: Array, ratio: float) -> tuple[Array, Array, Array]:

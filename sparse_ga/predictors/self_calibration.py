@@ -25,6 +25,7 @@ from sparse_ga.geometry.two_view import (
     ray_angles_deg,
 )
 from sparse_ga.products import Array
+from sparse_ga.work import advance, expect
 
 MIN_INLIERS = 20
 MIN_ANGLE_DEG = 1.5
@@ -32,6 +33,7 @@ THRESHOLD_PX = 1.5
 GRID_RATIO = 1.4
 MISSING_COST = float(np.log1p(9.0))  # what an observation counts that a candidate cannot explain: 3 px off
 MAX_TRACKS = 1500
+_SETTLING = 7  # trials of the best candidates after the grid, about
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,9 +85,11 @@ def calibrate(
     Working pixels throughout. Candidates between `bounds_px`; without at least three views tied together nothing can
     be said, and `guess_px` comes back untrusted.
     """
-    usable = _prefilter(keypoints, matches, bounds_px, guess_px)
     steps = max(2, round(np.log(bounds_px[1] / bounds_px[0]) / np.log(GRID_RATIO)) + 1)
-    candidates = [_reconstruct(keypoints, usable, float(f)) for f in np.geomspace(*bounds_px, steps)]
+    expect(2 + steps + _SETTLING)
+    usable = _prefilter(keypoints, matches, bounds_px, guess_px)
+    advance(2)  # it tries two focal lengths
+    candidates = [_tried(keypoints, usable, float(f)) for f in np.geomspace(*bounds_px, steps)]
     found = [c for c in candidates if c is not None and c.views >= 3]
     if not found:
         return Calibration(guess_px, float("inf"), 0, False)
@@ -111,7 +115,7 @@ def _contenders(found: list[_Candidate], most: int) -> list[_Candidate]:
 def _settle(keypoints: list[Keypoints], matches: list[KeypointMatches], best: _Candidate, most: int) -> _Candidate:
     """Estimate the pairs again from the adjusted focal length, until that stops helping."""
     for _ in range(4):
-        again = _reconstruct(keypoints, matches, best.focal_px)
+        again = _tried(keypoints, matches, best.focal_px)
         if again is None or again.score(most) >= best.score(most):
             break
         best = again
@@ -174,6 +178,13 @@ def _reconstruct(
         bundle, _ = adjust(bundle, obs, loss_px=float(np.clip(2 * typical, 0.2, 1.0)), held=held, tolerance=1e-6)
     cost = np.minimum(robust_cost(reprojection(bundle, obs)[0], 1.0), MISSING_COST)
     return _Candidate(bundle.focal_px, float(cost.sum()), len(cost), max(len(p.bundle.rotation) for p in parts))
+
+
+def _tried(keypoints: list[Keypoints], matches: list[KeypointMatches], focal_px: float) -> _Candidate | None:
+    """As `_reconstruct`, saying that one more trial is done."""
+    candidate = _reconstruct(keypoints, matches, focal_px)
+    advance()
+    return candidate
 
 
 @dataclass(frozen=True, eq=False)

@@ -87,12 +87,13 @@ for (const source of document.querySelectorAll('script.figure-data')) {
 }
 for (const picture of document.querySelectorAll('.pair img'))
   picture.addEventListener('click', () => picture.closest('.pair').classList.toggle('large'));
-const times = document.getElementById('times');
-if (times) times.addEventListener('change', async () => {
-  const seconds = JSON.parse(await times.files[0].text()).seconds || {};
+const times = document.getElementById('stage-seconds');
+if (times) {
+  const seconds = JSON.parse(times.textContent);
+  seconds.all = Object.values(seconds).reduce((sum, value) => sum + value, 0);
   for (const row of document.querySelectorAll('#stage-table tbody tr')) {
     const value = seconds[row.cells[0].textContent];
     if (value !== undefined) row.cells[3].textContent = value.toFixed(1) + ' s';
   }
-});
+}
 """

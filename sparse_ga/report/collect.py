@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,9 +41,16 @@ class CameraStage:
 
 
 def collect_details(
-    job: Job, store: Store, reconstruction: Reconstruction, advice: Sequence[str] = ()
+    job: Job,
+    store: Store,
+    reconstruction: Reconstruction,
+    advice: Sequence[str] = (),
+    seconds: Mapping[str, float] | None = None,
 ) -> ReportDetails:
-    """Details of a run from its cache, without computing any product; what the cache has lost is left out."""
+    """Details of a run from its cache, without computing any product; what the cache has lost is left out.
+
+    `seconds` is the time each stage took, as far as it is known.
+    """
     keys = job_keys(job, store)
     views = tuple(view for key in keys.by_stage["ingest"] or [] if (view := store.get(key)) is not None)
     if len(views) < len(reconstruction.names):
@@ -52,7 +59,12 @@ def collect_details(
     pairs = _load_pairs(keys, store)
     reasons = _dropped_reasons([coarse, refined], reconstruction.names)
     records, residuals = read_pairs(store, pairs, reasons, camera_stages(coarse, refined, reconstruction))
-    stages = [StageSize(item.stage, item.done, item.size_bytes) for item in status(job, store) if item.done]
+    times = seconds or {}
+    stages = [
+        StageSize(item.stage, item.done, item.size_bytes, times.get(item.stage))
+        for item in status(job, store)
+        if item.done
+    ]
     return ReportDetails(
         views=views,
         pairs=records,

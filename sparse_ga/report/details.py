@@ -58,6 +58,7 @@ class StageSize:
     stage: str
     artifacts: int
     size_bytes: int
+    seconds: float | None = None  # when it last computed anything; None: not known
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,11 +1,13 @@
 """The report as one HTML file that opens offline: same reconstruction and details, same bytes.
 
-Nothing in it depends on time or place: neither dates, nor stage times, nor the folder. Times are in the cache's record
-of the run, and the page shows them when that file is given to it.
+Nothing in it depends on time or place but how long the stages took, which is in one element, filled in by the script:
+`without_times` takes it out.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -316,18 +318,31 @@ def _cameras(r: Reconstruction) -> str:
     )
 
 
+_TIMES = '<script type="application/json" id="stage-seconds">'
+
+
+def _times(details: ReportDetails) -> str:
+    """How long the stages took, for the script to put into their table; an element of its own."""
+    seconds = {one.stage: round(one.seconds, 1) for one in details.stages if one.seconds is not None}
+    if not seconds:
+        return ""
+    note = '<p class="note">Times are of the run that last computed anything in a stage.</p>'
+    return f"{note}{_TIMES}{json.dumps(seconds)}</script>"
+
+
+def without_times(page: str) -> str:
+    """A report's page without the times of its stages: equal for equal inputs."""
+    return re.sub(f"{re.escape(_TIMES)}[^<]*</script>", "", page)
+
+
 def _stages(details: ReportDetails) -> str:
     rows = [[one.stage, f"{one.artifacts:,}", f"{one.size_bytes / 1e6:.2f} MB", ""] for one in details.stages]
     total = sum(one.size_bytes for one in details.stages)
     content = ""
     if rows:
         rows.append(["all", "", f"{total / 1e6:.2f} MB", ""])
-        content = _table(("stage", "artifacts", "in the cache", "time of the last run"), rows, "stage-table")
-        content += (
-            '<p class="note">Times differ from run to run and are kept out of this file, so that equal inputs give '
-            "equal bytes. <code>sparse-ga run</code> keeps them in <code>job.json</code> in the cache; show them: "
-            '<input type="file" id="times" accept=".json"></p>'
-        )
+        content = _table(("stage", "artifacts", "in the cache", "time"), rows, "stage-table")
+        content += _times(details)
     settings = "".join(f"<li><code>{escape(text)}</code></li>" for text in details.settings)
     content += f"<h3>Settings</h3><ul>{settings or '<li>all at their defaults</li>'}</ul>"
     return _section("Stages, cache and settings", "stages", content)

@@ -22,7 +22,10 @@ from sparse_ga.triangulation.depth import (
 from sparse_ga.triangulation.fusion import Fusion, depth_neighbours, fuse, inspect_masks, object_diameter
 from sparse_ga.triangulation.silhouettes import MaskCheck, carve
 from sparse_ga.triangulation.sparse import SparseResult
-from sparse_ga.triangulation.stereo import refine_depths
+from sparse_ga.triangulation.stereo import SWEEPS, refine_depths
+from sparse_ga.work import advance, expect
+
+_PASSES = 6  # over all views besides the stereo sweeps: anchors, masks, hull, agreement; cleaning and mesh are as long
 
 
 def dense_cloud(
@@ -37,6 +40,7 @@ def dense_cloud(
     Depth maps start from the anchors and are brought to the tracks. With them the masks are checked, before the visual
     hull of the masks is used for the depth along the outlines and as a bound.
     """
+    expect((_PASSES + len(SWEEPS)) * int(alignment.registered.sum()))
     depths = anchor_views(views, canonical, alignment, sparse)
     check = inspect_masks(depths, sparse.rig, alignment.names, config)
     depths = bound_by_hull(depths, check, sparse)
@@ -60,6 +64,7 @@ def anchor_views(
         depth = anchor_depth_map(canonical[n], alignment.anchor_depth[rows])
         depth = correct_depth(depth, track_depths(rig, sparse.tracks, n)).astype(np.float32)
         result.append(DepthView(n, depth, confidence, views[n].mask, rig.intrinsics[n], rig.world_from_cam[n]))
+        advance()
     return result
 
 
@@ -77,6 +82,7 @@ def bound_by_hull(depths: list[DepthView], check: MaskCheck, sparse: SparseResul
         depth = correct_depth(depth, DepthSamples.join([track_depths(rig, sparse.tracks, view.index), rim]))
         depth = behind_hull(depth, rig, view.index, hull).astype(np.float32)
         result.append(replace(view, depth=depth, mask=check.votes[view.index]))
+        advance()
     return result
 
 

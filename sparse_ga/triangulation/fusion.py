@@ -15,6 +15,7 @@ from sparse_ga.triangulation.consistency import Agreement, check_view, depth_nor
 from sparse_ga.triangulation.depth import DepthView
 from sparse_ga.triangulation.silhouettes import MaskCheck, check_masks, distance_outside, outside_votes
 from sparse_ga.triangulation.views import Rig
+from sparse_ga.work import advance
 
 LoadSource = Callable[[int], tuple[Array, Array]]
 """Source photograph (H, W, 3) uint8 and source mask (H, W) bool of view n."""
@@ -67,17 +68,33 @@ def object_diameter(points: Array) -> float:
 
 
 def inspect_masks(depths: list[DepthView], rig: Rig, names: Sequence[str], config: TriangulateConfig) -> MaskCheck:
-    """Check the masks of the views against each other and against points that several views confirm."""
+    """Check the masks of the views against each other and against points that several views confirm.
+
+    Where a mask is too large its view invents points off the object, and stretches the box that holds them all. Such
+    points must not accuse other masks of holes, so the check is made again without them.
+    """
     masks = silhouettes_of(depths, len(rig.registered))
+    check = MaskCheck(masks, masks, ())
+    for _ in range(2):
+        points = _confident_points(depths, rig, config)
+        if len(points) == 0:
+            return check
+        check = check_masks(rig, masks, tuple(names), points)
+        if all(trusted is mask for trusted, mask in zip(check.depths, masks, strict=True)):
+            return check
+        depths = [_restrict(view, check.depths[view.index]) for view in depths]
+    return check
+
+
+def _confident_points(depths: list[DepthView], rig: Rig, config: TriangulateConfig) -> Array:
+    """A sample (S, 3) of the points that other views confirm and that would be fused: only those accuse a mask."""
     confirmed_views = _consistent(depths, depth_neighbours(depths, rig), config)
-    confident = [  # a mask is only accused by points that would be fused
-        replace(view, depth=np.where(view.confidence >= config.min_confidence, view.depth, 0))
-        for view in confirmed_views
-    ]
-    points = sample_points(confident)
-    if len(points) == 0:
-        return MaskCheck(masks, masks, ())
-    return check_masks(rig, masks, tuple(names), points)
+    return sample_points(
+        [
+            replace(view, depth=np.where(view.confidence >= config.min_confidence, view.depth, 0))
+            for view in confirmed_views
+        ]
+    )
 
 
 def fuse(depths: list[DepthView], rig: Rig, check: MaskCheck, config: TriangulateConfig) -> Fusion:
@@ -137,6 +154,7 @@ def _consistent(depths: list[DepthView], neighbours: list[Array], config: Triang
         depth[view.valid] = np.where(keep, agreement.depth, 0.0)
         confidence[view.valid] = np.where(keep, view.confidence[view.valid] * share, 0.0)
         result.append(replace(view, depth=np.maximum(depth, 0), confidence=confidence))
+        advance()
     return result
 
 

@@ -236,12 +236,18 @@ def _box(points: Array) -> tuple[Array, Array]:
 
 
 def _missing(rig: Rig, view: int, mask: Array, points: Array) -> Array:
-    """Pixels (H, W) outside the mask that confirmed points cover, beyond a margin around its outline."""
+    """Pixels (H, W) outside the mask that confirmed points cover without gaps, beyond a margin around its outline.
+
+    Single points and thin lines of them do not count: a hole in a mask is full of the surface behind it, points that
+    float beside the object are few.
+    """
     pixel, inside = project_nearest(rig, view, points, mask.shape)
     hits = np.zeros(mask.size, np.uint8)
     hits[pixel[inside]] = 1
-    covered = cv2.morphologyEx(hits.reshape(mask.shape), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)).astype(bool)
-    core = covered & (distance_outside(mask) > _HOLE_MARGIN_PX)
+    square = np.ones((3, 3), np.uint8)
+    covered = cv2.morphologyEx(hits.reshape(mask.shape), cv2.MORPH_CLOSE, square)
+    core = covered.astype(bool) & (distance_outside(mask) > _HOLE_MARGIN_PX)
+    core = cv2.morphologyEx(core.astype(np.uint8), cv2.MORPH_OPEN, square).astype(bool)
     if not core.any():
         return np.zeros(mask.shape, bool)
     grown = distance_outside(core) <= _HOLE_MARGIN_PX + 1

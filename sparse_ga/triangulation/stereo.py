@@ -17,6 +17,7 @@ import numpy as np
 
 from sparse_ga.products import Array
 from sparse_ga.triangulation.depth import DepthView
+from sparse_ga.work import advance
 
 _TEXTURE = 2.0  # grey levels; deviation in a window below which correlation means nothing
 _ON_OBJECT = 0.5  # share of a sample that is object
@@ -80,8 +81,14 @@ def refine_depths(
                 pool.submit(sweep_view, view, pictures[view.index], around, sweep, diameter)
                 for view, around in zip(smooth, others, strict=True)
             ]
-            depths = [task.result() for task in tasks]
+            depths = [_told(task.result()) for task in tasks]
     return depths
+
+
+def _told(view: DepthView) -> DepthView:
+    """The view, after saying that one more is done."""
+    advance()
+    return view
 
 
 def _picture(view: DepthView, image: Array, halved: bool) -> _Picture:

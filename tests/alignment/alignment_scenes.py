@@ -147,10 +147,11 @@ def make_case(
     noise: OracleNoise = MILD,
     predictor: Callable[..., OraclePredictor] = OraclePredictor,
     spacing: int = 6,
+    seed: int = 0,
 ) -> Case:
     """Oracle predictions of all pairs; matches on the foreground."""
     views = scene.views()
-    oracle = predictor(scene, 0, noise, "matches", spacing)
+    oracle = predictor(scene, seed, noise, "matches", spacing)
     predictions = tuple(oracle.predict(views[i], views[j]) for i, j in pairs)
     found = [match_prediction(p, views[i], views[j], MatchConfig()) for p, (i, j) in zip(predictions, pairs)]
     matches = tuple(verified(m, views[i], views[j]) for m, (i, j) in zip(found, pairs))

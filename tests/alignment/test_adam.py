@@ -6,12 +6,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from alignment_scenes import MILD, assert_sound, ring_case, rotation_errors
+from alignment_scenes import (
+    MILD,
+    assert_sound,
+    build_scene,
+    complete,
+    make_case,
+    ring,
+    rotation_errors,
+    same_intrinsics,
+)
 from test_residuals import small_problem
 
 from sparse_ga.alignment.adam import _initial, _loss_2d, _make_chain, _poses, _tensors, adam_schedule
 from sparse_ga.alignment.residuals import residual_lengths
 from sparse_ga.config import Refine2dConfig
+from sparse_ga.evaluation import relative_errors_deg
 
 
 def test_both_directions_of_a_match_know_each_other() -> None:
@@ -51,9 +61,21 @@ def test_held_focal_lengths_do_not_move_and_nothing_is_changed_in_place() -> Non
 
 @pytest.mark.slow
 def test_the_schedule_lands_near_the_truth_and_the_other_solver_nearer() -> None:
-    case = ring_case(6, MILD)
-    first, second = case.refine(Refine2dConfig(solver="adam")), case.refine()
-    assert_sound(first)
-    assert len(first.residual_history) == 600
-    assert rotation_errors(first, case.scene).max() < 10.0
-    assert np.median(rotation_errors(second, case.scene)) < 0.5 * np.median(rotation_errors(first, case.scene))
+    """Over seven scenes: one of them tells little.
+
+    The noise of a few hundred matches leaves 0.1 to 0.4 degrees to either solver, and now and then the schedule is
+    lucky: of 24 such scenes one had more than half of its error left. Errors are those of pairs of views, which no
+    choice of a common frame enters.
+    """
+    errors = []
+    for seed in range(7):
+        case = make_case(build_scene(ring(6), same_intrinsics(6), seed=seed), complete(6), MILD, seed=seed)
+        solved = case.refine(Refine2dConfig(solver="adam")), case.refine()
+        assert_sound(solved[0])
+        assert len(solved[0].residual_history) == 600
+        assert rotation_errors(solved[0], case.scene).max() < 10.0
+        truth = case.scene.world_from_cam
+        errors.append([np.median(relative_errors_deg(one.world_from_cam, truth)[0]) for one in solved])
+    schedule, second_order = np.array(errors).T
+    assert np.median(second_order) < 0.5 * np.median(schedule)
+    assert (second_order < schedule).all()

@@ -10,6 +10,7 @@ from alignment_scenes import (
     EXACT,
     FOCAL,
     MILD,
+    SIZE,
     Case,
     assert_sound,
     build_scene,
@@ -460,6 +461,57 @@ def test_the_principal_point_moves_where_the_matches_insist() -> None:
 def test_the_principal_point_stays_where_nothing_is_wrong_with_it(count: int) -> None:
     refined = ring_case(count, MILD).refine()
     np.testing.assert_array_equal(refined.intrinsics[:, :2, 2], np.tile([95.5, 71.5], (count, 1)))
+
+
+def test_exact_matches_with_a_few_that_are_not_do_not_move_the_principal_point() -> None:
+    noise = replace(MILD, match_px=0.0)  # what is left are rounded pixels at depth edges
+    case = make_case(build_scene(ring(6), same_intrinsics(6), seed=8), complete(6), noise, seed=8)
+    refined = case.refine()
+    np.testing.assert_array_equal(refined.intrinsics[:, :2, 2], np.tile([95.5, 71.5], (6, 1)))
+    assert rotation_errors(refined, case.scene).max() < 0.1
+
+
+def turned_case(offset: tuple[float, float] = (0.0, 0.0), match_px: float = 0.7) -> Case:
+    """A ring of one camera, turned by 90 degrees more for every photograph; principal points off in the photographs."""
+    poses, depths = ring(8), []
+    turn = np.stack([np.zeros(8), np.zeros(8), np.arange(8) % 4 * np.pi / 2], -1)
+    poses = poses @ transforms.make(transforms.exp_so3(turn), np.zeros((8, 3)))
+    sizes = [SIZE if n % 2 == 0 else SIZE[::-1] for n in range(8)]
+    intrinsics = np.concatenate([same_intrinsics(1, size=size) for size in sizes])
+    intrinsics[:, :2, 2] += np.array(offset)
+    for pose, k, size in zip(poses, intrinsics, sizes):
+        depths.append(build_scene(pose[None], k[None], size))
+    whole = build_scene(poses, intrinsics)
+    scene = replace(
+        whole,
+        images=tuple(one.images[0] for one in depths),
+        masks=tuple(one.masks[0] for one in depths),
+        depth=tuple(one.depth[0] for one in depths),
+        background_depth=tuple(one.background_depth[0] for one in depths),
+        cameras=replace(whole.cameras, sizes=tuple(sizes)),
+    )
+    return make_case(scene, complete(8), replace(MILD, match_px=match_px), spacing=4 if match_px < 0.5 else 6)
+
+
+def test_upright_and_turned_photographs_of_a_camera_share_its_focal_length() -> None:
+    case = turned_case()
+    for alignment in (case.align()[1], case.refine()):
+        assert_sound(alignment)
+        assert alignment.registered.all()
+        focal = alignment.intrinsics[:, 0, 0]
+        np.testing.assert_array_equal(focal, focal[0])
+    assert focal[0] == pytest.approx(FOCAL, rel=0.01)
+    np.testing.assert_array_equal(alignment.intrinsics[:, :2, 2], case.scene.intrinsics[:, :2, 2])
+    assert rotation_errors(alignment, case.scene).max() < 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["auto", "free"])
+def test_upright_and_turned_photographs_have_their_own_principal_points(mode: str) -> None:
+    case = turned_case((7.0, -4.0), 0.3)
+    refined = case.refine(Refine2dConfig(principal_point=mode))
+    np.testing.assert_allclose(refined.intrinsics[:, :2, 2], case.scene.intrinsics[:, :2, 2], atol=2.0)
+    assert rotation_errors(refined, case.scene).max() < 0.6
 
 
 def test_a_known_principal_point_off_the_centre_is_honoured() -> None:

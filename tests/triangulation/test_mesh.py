@@ -8,6 +8,7 @@ import trimesh
 from balls import ball_views
 
 from sparse_ga.products import Array, Mesh
+from sparse_ga.triangulation import mesh as mesh_module
 from sparse_ga.triangulation.fusion import Cloud
 from sparse_ga.triangulation.mesh import poisson_mesh, vertex_colors, with_hull
 
@@ -69,6 +70,32 @@ def test_scraps_are_dropped() -> None:
     mesh = poisson_mesh(cloud, cloud.points, paint(cloud.points), 6)
     assert mesh.vertices[:, 0].max() < 1.2
     assert solid(mesh).is_watertight
+
+
+def test_two_sheets_that_touch_stay_watertight_when_a_reader_merges_vertices(monkeypatch: pytest.MonkeyPatch) -> None:
+    ball = trimesh.creation.icosphere(subdivisions=3)
+    a, b = ball.edges_unique[100]
+    vertices = np.asarray(ball.vertices)
+    middle = (vertices[a] + vertices[b]) / 2
+    normal = middle / np.linalg.norm(middle)
+    along = (vertices[b] - vertices[a]) / np.linalg.norm(vertices[b] - vertices[a])
+    mirror = vertices - 2 * np.outer((vertices - middle) @ normal, normal)
+    mirror -= 2 * np.outer((mirror - middle) @ np.cross(normal, along), np.cross(normal, along))  # a turn: faces keep
+    touching = mesh_module._Surface(
+        np.concatenate([vertices, mirror]),
+        np.concatenate([np.asarray(ball.faces), np.asarray(ball.faces) + len(mirror)]),
+    )
+    joined = trimesh.Trimesh(touching.vertices.astype(np.float32), touching.faces)
+    assert len(joined.vertices) == 2 * len(vertices) - 2
+    assert not joined.is_watertight
+    monkeypatch.setattr(mesh_module, "_poisson", lambda *_: touching)
+    points = touching.vertices
+    made = poisson_mesh(Cloud(points, points, np.ones(len(points))), points, paint(points), 5)
+    read = trimesh.Trimesh(made.vertices, made.faces)
+    assert len(read.vertices) == 2 * len(vertices)
+    assert read.is_watertight
+    assert read.volume == pytest.approx(2 * ball.volume, rel=1e-3)
+    assert np.abs(made.vertices - points).max() < 0.02
 
 
 def test_the_same_cloud_gives_the_same_bytes() -> None:
