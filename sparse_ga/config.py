@@ -78,7 +78,7 @@ class ForwardConfig:
     device: str = field(default="auto", metadata=_RUNTIME)
     """auto, cpu, cuda, cuda:N or mps."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of the network's transformer; heads are always fp32. auto: bf16 where the device has it."""
+    """Precision of the network's transformer; heads are always fp32. auto: bf16 on GPUs that have it."""
     memory_gb: float = field(default=4.0, metadata=_RUNTIME)
     """Memory a batch may fill."""
 

@@ -33,7 +33,7 @@ class ResidualUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) to the same."""
-        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+        return x + self.conv2(F.relu(self.conv1(F.relu(x)), inplace=not torch.is_grad_enabled()))
 
 
 class Fusion(nn.Module):
@@ -51,7 +51,10 @@ class Fusion(nn.Module):
         The 1x1 convolution comes before the doubling here: both are linear and the interpolation weights sum to one,
         so they commute, and it costs a quarter.
         """
-        fused = own if path is None else path + self.resConfUnit1(own)
+        return self.finish(own if path is None else path + self.resConfUnit1(own))
+
+    def finish(self, fused: Tensor) -> Tensor:
+        """From the sum of both to the fused map."""
         return self.out_conv(self.resConfUnit2(fused))
 
 
@@ -100,21 +103,32 @@ class DPT(nn.Module):
             ]
         )
 
-    def forward(self, grids: Sequence[Tensor], window: Window) -> Tensor:
-        """Token maps of four depths (B, C_k, rows, columns) to (B, channels, 16 window.rows, 16 window.columns)."""
-        rows, columns = grids[0].shape[-2:]
-        pixels = window.scaled(16)
-        half = pixels.grown(1, 16 * rows, 16 * columns)  # what the last 3x3 convolution reads
-        half_in = half.before_doubling(8 * rows, 8 * columns).grown(1, 8 * rows, 8 * columns)
-        quarter = half_in.before_doubling(4 * rows, 4 * columns)
-        fused = self._fused_quarter(grids, quarter)
-        x = double(fused, quarter, (4 * rows, 4 * columns), half_in)
-        x = self.head[0](x)
-        x = double(x, half_in, (8 * rows, 8 * columns), half)
-        x = self.head[4](self.head[3](self.head[2](x)))
-        return pixels.cut(x, half)
+    def forward(self, grids: Sequence[Tensor], window: Window, finest: Tensor | None = None) -> Tensor:
+        """Token maps of four depths (B, C_k, rows, columns) to (B, channels, 16 window.rows, 16 window.columns).
 
-    def _fused_quarter(self, grids: Sequence[Tensor], window: Window) -> Tensor:
+        `finest` is what `DPT.finest` makes of the first of them; made here if it is not given.
+        """
+        rows, columns = grids[0].shape[-2:]
+        pixels, full, half, quarter = _reads(window, rows, columns)
+        finest = self.finest(grids[0], window) if finest is None else finest
+        fused = self._fused_quarter(grids, quarter, finest)
+        x = double(fused, quarter, (4 * rows, 4 * columns), half)
+        x = self.head[0](x)
+        x = double(x, half, (8 * rows, 8 * columns), full)
+        x = self.head[4](self.head[3](self.head[2](x)))
+        return pixels.cut(x, full)
+
+    def finest(self, tokens: Tensor, window: Window) -> Tensor:
+        """What the finest level adds to the coarser path, from the first depth's token map (B, C, rows, columns) alone.
+
+        That depth is the encoder's output, so that this is the same in every pair an image is in.
+        """
+        rows, columns = tokens.shape[-2:]
+        at4 = _reads(window, rows, columns)[3].grown(_LEVEL_REACH, 4 * rows, 4 * columns)
+        own = self._own(1, _cells(tokens, at4, 4), at4)
+        return self.scratch.fusion(1).resConfUnit1(own)
+
+    def _fused_quarter(self, grids: Sequence[Tensor], window: Window, finest: Tensor) -> Tensor:
         """The fused map at 1/4 of the image on `window` (cells of that map)."""
         rows, columns = grids[0].shape[-2:]
         at4 = window.grown(_LEVEL_REACH, 4 * rows, 4 * columns)
@@ -126,15 +140,27 @@ class DPT(nn.Module):
         path8 = double(middle, whole(rows, columns), (rows, columns), at8)
         eighth = fused8.cut(self._level(2, _cells(grids[1], at8, 2), path8, at8), at8)
         path4 = double(eighth, fused8, (2 * rows, 2 * columns), at4)
-        return window.cut(self._level(1, _cells(grids[0], at4, 4), path4, at4), at4)
+        return window.cut(self.scratch.fusion(1).finish(path4 + finest), at4)
 
     def _level(self, level: int, tokens: Tensor, path: Tensor | None, window: Window | None = None) -> Tensor:
         """One level's fused map from token cells that cover `window`, a rectangle of the level's own map."""
+        return self.scratch.fusion(level)(self._own(level, tokens, window), path)
+
+    def _own(self, level: int, tokens: Tensor, window: Window | None) -> Tensor:
+        """One level's own map, on `window`."""
         own = self.act_postprocess[level - 1](tokens)
         if window is not None:
             factor = {1: 4, 2: 2}[level]
             own = window.cut(own, _token_window(window, factor).scaled(factor))
-        return self.scratch.fusion(level)(self.scratch.layer_rn[level - 1](own), path)
+        return self.scratch.layer_rn[level - 1](own)
+
+
+def _reads(window: Window, rows: int, columns: int) -> tuple[Window, Window, Window, Window]:
+    """For the patches `window` of a grid: its pixels, what the convolutions at full, half and a quarter size read."""
+    pixels = window.scaled(16)
+    full = pixels.grown(1, 16 * rows, 16 * columns)  # what the last 3x3 convolution reads
+    half = full.before_doubling(8 * rows, 8 * columns).grown(1, 8 * rows, 8 * columns)
+    return pixels, full, half, half.before_doubling(4 * rows, 4 * columns)
 
 
 def _size(x: Tensor) -> tuple[int, int]:

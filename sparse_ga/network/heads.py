@@ -37,9 +37,15 @@ class Head(nn.Module):
 
     depths: tuple[int, ...]
 
-    def forward(self, tokens: Sequence[Tensor], grids: Sequence[TokenGrid]) -> list[RawOutput]:
-        """Packed fp32 tokens (T, C_k) of each of `depths`, and the images' grids."""
+    def forward(
+        self, tokens: Sequence[Tensor], grids: Sequence[TokenGrid], finest: Sequence[Tensor] | None = None
+    ) -> list[RawOutput]:
+        """Packed fp32 tokens (T, C_k) of each of `depths`, the images' grids, and what `finest` gave for each."""
         raise NotImplementedError
+
+    def finest(self, tokens: Tensor, grid: TokenGrid) -> Tensor | None:
+        """What the head makes of one image's encoder tokens (length, C) alone, to be kept; None if nothing."""
+        return None
 
 
 class LinearHead(Head):
@@ -51,7 +57,9 @@ class LinearHead(Head):
         self.patch = arch.patch_size
         self.proj = nn.Linear(arch.dec_embed_dim, POINT_CHANNELS * self.patch**2)
 
-    def forward(self, tokens: Sequence[Tensor], grids: Sequence[TokenGrid]) -> list[RawOutput]:
+    def forward(
+        self, tokens: Sequence[Tensor], grids: Sequence[TokenGrid], finest: Sequence[Tensor] | None = None
+    ) -> list[RawOutput]:
         """As `Head.forward`."""
         wanted = wanted_rows(tokens[0], grids)  # (W, C)
         patches = self.proj(wanted).unflatten(1, (POINT_CHANNELS, self.patch, self.patch))  # (W, 4, p, p)
@@ -68,11 +76,21 @@ class DptHead(Head):
         dims = (arch.enc_embed_dim, *[arch.dec_embed_dim] * 3)
         self.dpt = DPT(dims, POINT_CHANNELS, arch.dpt_width)
 
-    def forward(self, tokens: Sequence[Tensor], grids: Sequence[TokenGrid]) -> list[RawOutput]:
+    def forward(
+        self, tokens: Sequence[Tensor], grids: Sequence[TokenGrid], finest: Sequence[Tensor] | None = None
+    ) -> list[RawOutput]:
         """As `Head.forward`."""
-        return [RawOutput(points, None) for points in self.points(tokens, grids)]
+        return [RawOutput(points, None) for points in self.points(tokens, grids, finest)]
 
-    def points(self, tokens: Sequence[Tensor], grids: Sequence[TokenGrid]) -> list[Tensor | None]:
+    def finest(self, tokens: Tensor, grid: TokenGrid) -> Tensor | None:
+        """As `Head.finest`: (1, width, h, w)."""
+        if grid.window is None:
+            return None
+        return self.dpt.finest(channels_last(_token_maps(tokens, [grid])[0][None]), grid.window)
+
+    def points(
+        self, tokens: Sequence[Tensor], grids: Sequence[TokenGrid], finest: Sequence[Tensor] | None
+    ) -> list[Tensor | None]:
         """Raw point channels of every image; images with equal grid and window share a batch."""
         maps = [_token_maps(depth, grids) for depth in tokens]
         outputs: list[Tensor | None] = []
@@ -82,7 +100,8 @@ class DptHead(Head):
                 outputs += [None] * len(members)
                 continue
             stacked = [channels_last(torch.stack([depth[n] for n in members])) for depth in maps]
-            outputs += list(self.dpt(stacked, window))
+            kept = None if finest is None else channels_last(torch.cat([finest[n] for n in members]))
+            outputs += list(self.dpt(stacked, window, kept))
         return outputs
 
 
@@ -94,10 +113,12 @@ class CatMlpDptHead(DptHead):
         self.head_local_features = _descriptor_mlp(arch)
         self.patch = arch.patch_size
 
-    def forward(self, tokens: Sequence[Tensor], grids: Sequence[TokenGrid]) -> list[RawOutput]:
+    def forward(
+        self, tokens: Sequence[Tensor], grids: Sequence[TokenGrid], finest: Sequence[Tensor] | None = None
+    ) -> list[RawOutput]:
         """As `Head.forward`."""
         descriptors = _descriptor_patches(self.head_local_features, tokens[0], tokens[-1], grids, self.patch)
-        points = self.points(tokens, grids)
+        points = self.points(tokens, grids, finest)
         return [RawOutput(p, d) for p, d in zip(points, descriptors, strict=True)]
 
 
@@ -141,7 +162,9 @@ class CatConvHead(Head):
         self.head_pts3d = PatchConvolution(dim, arch.patch_size, arch.head_mlp_ratio)
         self.head_local_features = _descriptor_mlp(arch)
 
-    def forward(self, tokens: Sequence[Tensor], grids: Sequence[TokenGrid]) -> list[RawOutput]:
+    def forward(
+        self, tokens: Sequence[Tensor], grids: Sequence[TokenGrid], finest: Sequence[Tensor] | None = None
+    ) -> list[RawOutput]:
         """As `Head.forward`."""
         descriptors = _descriptor_patches(self.head_local_features, tokens[0], tokens[-1], grids, self.patch)
         maps = _token_maps(torch.cat([tokens[0], tokens[-1]], 1), grids)

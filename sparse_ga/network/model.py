@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -32,12 +33,20 @@ class ImageBatch:
     masks: Tensor | None = None
 
 
+Prepared: TypeAlias = "tuple[Tensor, Tensor]"
+"""What head 1 and head 2 make of an image's encoder tokens alone."""
+
+
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """Encoder tokens (T, C) of several images, packed, and their grids."""
+    """Encoder tokens (T, C) of several images, packed, and their grids.
+
+    `finest` is what `prepare` gave for each image, or nothing: heads then make it again for every pair.
+    """
 
     tokens: Tensor
     grids: tuple[TokenGrid, ...]
+    finest: tuple[Prepared, ...] = ()
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -47,12 +56,14 @@ class Encoded:
     def pick(self, order: Sequence[int]) -> Encoded:
         """These images, in this order."""
         parts = self.tokens.split(list(self.lengths))
-        return Encoded(torch.cat([parts[n] for n in order]), tuple(self.grids[n] for n in order))
+        finest = tuple(self.finest[n] for n in order) if self.finest else ()
+        return Encoded(torch.cat([parts[n] for n in order]), tuple(self.grids[n] for n in order), finest)
 
     @staticmethod
     def join(parts: Sequence[Encoded]) -> Encoded:
         """All images of several."""
-        return Encoded(torch.cat([p.tokens for p in parts]), tuple(grid for p in parts for grid in p.grids))
+        finest = tuple(f for p in parts for f in p.finest) if all(p.finest for p in parts) else ()
+        return Encoded(torch.cat([p.tokens for p in parts]), tuple(grid for p in parts for grid in p.grids), finest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,9 +178,17 @@ class AsymmetricCroCo3DStereo(nn.Module):
                     kept1[depth], kept2[depth] = x1, x2
         with self._head_precision(view1.tokens.device):
             head1, head2 = self.downstream_head1, self.downstream_head2
-            raw1 = head1([kept1[d].float() for d in head1.depths], view1.grids)
-            raw2 = head2([kept2[d].float() for d in head2.depths], view2.grids)
+            finest1 = [f[0] for f in view1.finest] or None
+            finest2 = [f[1] for f in view2.finest] or None
+            raw1 = head1([kept1[d].float() for d in head1.depths], view1.grids, finest1)
+            raw2 = head2([kept2[d].float() for d in head2.depths], view2.grids, finest2)
         return raw1, raw2
+
+    def prepare(self, tokens: Tensor, grid: TokenGrid) -> Prepared | None:
+        """What both heads make of one image's encoder tokens (length, C) alone; None for heads that make nothing."""
+        with self._head_precision(tokens.device):
+            first, second = (head.finest(tokens, grid) for head in (self.downstream_head1, self.downstream_head2))
+        return None if first is None or second is None else (first, second)
 
     def decode_both(self, view1: Encoded, view2: Encoded) -> tuple[list[RawOutput], list[RawOutput]]:
         """Both orders in one batch: each list holds pair n in order (1, 2), then all pairs in order (2, 1)."""

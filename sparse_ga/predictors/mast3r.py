@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,14 @@ from sparse_ga.network.heads import RawOutput
 from sparse_ga.network.hub import DEFAULT_NAME
 from sparse_ga.network.inference import for_inference, resolve_precision
 from sparse_ga.network.masking import token_grid
-from sparse_ga.network.model import AsymmetricCroCo3DStereo, Encoded
+from sparse_ga.network.model import AsymmetricCroCo3DStereo, Encoded, Prepared
 from sparse_ga.predictors.base import Features
 from sparse_ga.products import Array, PairPrediction, Pointmap, View
 
-_VERSION = "mast3r-1"  # part of the fingerprint: raise it when the same weights come to say something else
+_VERSION = "mast3r-2"  # part of the fingerprint: raise it when the same weights come to say something else
 _BYTES_PER_TOKEN = 280_000  # activations of a ViT-Large for one token of one view, both orders
 _BYTES_PER_PIXEL = 464  # two maps of 29 channels, of this batch and of the one before on its way to the host
+_PREPARED_BYTES = 1 << 29  # of what heads made of images alone: 21 whole images of 512x384
 _HEAD_BYTES = 1.2e9  # of the convolutional head's largest batch
 
 
@@ -50,6 +52,7 @@ class Mast3rPredictor:
         model, digest = _weights(source, cache_dir)
         self.arch = model.arch
         self.model = for_inference(model, self.device, dtype)
+        self._prepared: OrderedDict[bytes, Prepared | None] = OrderedDict()
         self._copy_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         settings = f"{_VERSION} {digest} {self.config.mask_mode} {dtype}"
         self.fingerprint = hashlib.sha256(settings.encode()).hexdigest()
@@ -156,7 +159,25 @@ class Mast3rPredictor:
                     f"{view.name}: features of shape {tokens['tokens'].shape}, expected {want}; they are of another "
                     "mask, mask mode or network"
                 )
-        return Encoded(torch.cat([self._upload(f["tokens"]) for f in features]), tuple(grids))
+        uploaded = [self._upload(f["tokens"]) for f in features]
+        finest = [] if self.device.type != "cpu" else [self._prepare(t, grid) for t, grid in zip(uploaded, grids)]
+        known = tuple(f for f in finest if f is not None)
+        return Encoded(torch.cat(uploaded), tuple(grids), known if len(known) == len(views) else ())
+
+    def _prepare(self, tokens: Tensor, grid: TokenGrid) -> Prepared | None:
+        """What the heads make of one image alone, kept for the other pairs it is in: a tenth of a pair's work."""
+        digest = hashlib.blake2b(tokens.numpy().data)
+        for part in (grid.kept, grid.wanted):
+            digest.update(b"all" if part is None else part.numpy().tobytes())
+        key = digest.digest() + f"{grid.rows} {grid.columns}".encode()
+        if key in self._prepared:
+            self._prepared.move_to_end(key)
+            return self._prepared[key]
+        with torch.inference_mode():
+            self._prepared[key] = found = self.model.prepare(tokens, grid)
+        while len(self._prepared) > 2 and sum(map(_size, self._prepared.values())) > _PREPARED_BYTES:
+            self._prepared.popitem(last=False)
+        return found
 
     def _check_size(self, view: View) -> None:
         patch = self.arch.patch_size
@@ -172,6 +193,10 @@ class Mast3rPredictor:
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
+
+
+def _size(prepared: Prepared | None) -> int:
+    return 0 if prepared is None else sum(part.nbytes for part in prepared)
 
 
 def _weights(

@@ -158,6 +158,28 @@ def test_batches_and_features_change_nothing(network: AsymmetricCroCo3DStereo) -
         assert identical(prediction, chosen.predict(views[i], views[j]))
 
 
+@pytest.mark.parametrize("head", ["dpt", "catmlp+dpt", "catconv", "linear"])
+def test_what_heads_keep_of_an_image_changes_no_bit(head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kept from an earlier pair, made again after it was dropped, or made for this pair; for both sides of a pair."""
+    chosen = predictor(random_model(small_mast3r(head)))
+    views = [make_view("a", 1), make_view("b", 2, (128, 96)), make_view("c", 3, radius=None)]
+    pairs = [(0, 1), (0, 2), (1, 2), (2, 0)]
+    first = [chosen.predict(views[i], views[j]) for i, j in pairs]
+    assert len(chosen._prepared) == 3
+    again = [chosen.predict(views[i], views[j]) for i, j in pairs]
+    monkeypatch.setattr("sparse_ga.predictors.mast3r._PREPARED_BYTES", 0)
+    forgetful = predictor(random_model(small_mast3r(head)))
+    anew = [forgetful.predict(views[i], views[j]) for i, j in pairs]
+    assert len(forgetful._prepared) == (2 if "dpt" in head else 3)
+    for a, b, c in zip(first, again, anew, strict=True):
+        assert identical(a, b)
+        assert identical(a, c)
+    monkeypatch.setattr(AsymmetricCroCo3DStereo, "prepare", lambda self, tokens, grid: None)
+    plain = predictor(random_model(small_mast3r(head))).predict(views[0], views[1])
+    for x, y in zip(arrays(plain), arrays(first[0]), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5 * np.abs(y).max())
+
+
 def test_a_batch_of_pairs_agrees_with_pairs_alone(
     network: AsymmetricCroCo3DStereo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
