@@ -115,7 +115,7 @@ class DPT(nn.Module):
         x = double(fused, quarter, (4 * rows, 4 * columns), half)
         x = self.head[0](x)
         x = double(x, half, (8 * rows, 8 * columns), full)
-        x = self.head[4](self.head[3](self.head[2](x)))
+        x = self.head[4](F.relu(self.head[2](x), inplace=not torch.is_grad_enabled()))
         return pixels.cut(x, full)
 
     def finest(self, tokens: Tensor, window: Window) -> Tensor:

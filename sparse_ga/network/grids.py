@@ -73,34 +73,47 @@ def double(x: Tensor, have: Window, size: tuple[int, int], want: Window) -> Tens
     `x` (B, C, have.rows, have.columns) is rectangle `have` of a map of `size`; the result is what cutting `want` from
     the doubled whole map would give, computed from the cells it needs.
     """
-    target = (2 * size[0], 2 * size[1])
-    covers = have == whole(*size)
-    if covers and 2 * want.rows * want.columns >= target[0] * target[1]:
+    if torch.is_grad_enabled() and have == whole(*size):
+        target = (2 * size[0], 2 * size[1])
         doubled = torch.nn.functional.interpolate(x, size=target, mode="bilinear", align_corners=True)
         return want.cut(doubled, whole(*target))
-    down = _interpolation((want.top, want.bottom), (have.top, have.bottom), size[0], x)  # (want.rows, have.rows)
-    across = _interpolation((want.left, want.right), (have.left, have.right), size[1], x)
-    nhwc = x.permute(0, 2, 3, 1)  # (B, rows, columns, C)
-    tall = down @ nhwc.reshape(len(x), have.rows, -1)  # (B, want.rows, columns C)
-    lines = tall.reshape(-1, have.columns, x.shape[1])  # (B want.rows, columns, C)
-    wide = torch.bmm(across.expand(len(lines), -1, -1), lines)  # (B want.rows, want.columns, C)
-    return wide.unflatten(0, (len(x), want.rows)).permute(0, 3, 1, 2)
+    tall = _doubled_axis(x.permute(0, 2, 3, 1), 1, have.top, size[0], range(want.top, want.bottom))
+    wide = _doubled_axis(tall, 2, have.left, size[1], range(want.left, want.right))  # (B, rows, columns, C)
+    return wide.permute(0, 3, 1, 2)
 
 
-def _interpolation(fine: tuple[int, int], coarse: tuple[int, int], size: int, like: Tensor) -> Tensor:
-    """Weights (fine cells, coarse cells) of the doubling of an axis of `size` cells, between two ranges of cells.
+def _doubled_axis(x: Tensor, dim: int, start: int, size: int, want: range) -> Tensor:
+    """Cells `want` of the doubling of axis `dim` of `size` cells, of which `x` holds those from `start` on.
 
-    A product of small matrices: gathering rows and columns by index takes ten times as long on a CPU.
+    Neighbouring fine cells 2m + 1 and 2m + 2 lie between the coarse cells m and m + 1, so that each parity is one
+    blend of two slices: on a CPU in less than half the time that `interpolate` takes, or a product with a matrix of
+    weights, or gathering.
     """
-    index = torch.arange(*fine, dtype=torch.float64, device="cpu")
-    position = index * ((size - 1) / (2 * size - 1))  # (n,)
-    low = position.floor().clamp(max=size - 1)
-    share = position - low  # (n,)
-    weights = torch.zeros(len(index), coarse[1] - coarse[0], dtype=torch.float64, device="cpu")
-    row = torch.arange(len(index), device="cpu")
-    weights[row, low.long() - coarse[0]] += 1 - share
-    weights[row, (low.long() + 1).clamp(max=size - 1) - coarse[0]] += share
-    return weights.to(like.dtype).to(like.device)
+    shape = list(x.shape)
+    shape[dim] = len(want)
+    out = x.new_empty(shape)
+    for end, source in ((0, 0), (2 * size - 1, size - 1)):
+        if end in want:
+            out.select(dim, end - want.start).copy_(x.select(dim, source - start))
+    for parity in (1, 0):
+        first = max(want.start, 1)
+        first += (first + parity) % 2
+        fine = range(first, min(want.stop, 2 * size - 1), 2)
+        if not fine:
+            continue
+        low = (fine[0] - 1) // 2 - start
+        index = torch.tensor(fine, dtype=torch.float64, device="cpu")
+        share = (index * ((size - 1) / (2 * size - 1)) - (index - 1).div(2, rounding_mode="floor")).to(x.dtype)
+        share = sent(share.reshape([-1 if d == dim else 1 for d in range(x.dim())]), x.device)
+        below, above = x.narrow(dim, low, len(fine)), x.narrow(dim, low + 1, len(fine))
+        places: list[slice] = [slice(None)] * x.dim()
+        places[dim] = slice(fine[0] - want.start, fine[-1] + 1 - want.start, 2)
+        target = out[tuple(places)]
+        if torch.is_grad_enabled():
+            target.copy_(torch.lerp(below, above, share))
+        else:
+            torch.lerp(below, above, share, out=target)
+    return out
 
 
 @dataclass(frozen=True, eq=False)
