@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sparse_ga.network.grids import Window, double, whole
 
+_BAND_BYTES = 24 << 20
 _LEVEL_REACH = 5  # 3x3 convolutions on the way through one level: one to enter, two in each residual unit
 
 
@@ -109,9 +110,16 @@ class DPT(nn.Module):
         `finest` is what `DPT.finest` makes of the first of them; made here if it is not given.
         """
         rows, columns = grids[0].shape[-2:]
-        pixels, full, half, quarter = _reads(window, rows, columns)
+        quarter = _reads(window, rows, columns)[3]
         finest = self.finest(grids[0], window) if finest is None else finest
         fused = self._fused_quarter(grids, quarter, finest)
+        bands = [self._output(fused, quarter, band, (rows, columns)) for band in _bands(window, fused)]
+        return bands[0] if len(bands) == 1 else torch.cat(bands, 2)
+
+    def _output(self, fused: Tensor, quarter: Window, window: Window, size: tuple[int, int]) -> Tensor:
+        """Channels of the patches `window` of a grid of `size`, from the fused map at 1/4 that covers `quarter`."""
+        rows, columns = size
+        pixels, full, half, _ = _reads(window, rows, columns)
         x = double(fused, quarter, (4 * rows, 4 * columns), half)
         x = self.head[0](x)
         x = double(x, half, (8 * rows, 8 * columns), full)
@@ -161,6 +169,19 @@ def _reads(window: Window, rows: int, columns: int) -> tuple[Window, Window, Win
     full = pixels.grown(1, 16 * rows, 16 * columns)  # what the last 3x3 convolution reads
     half = full.before_doubling(8 * rows, 8 * columns).grown(1, 8 * rows, 8 * columns)
     return pixels, full, half, half.before_doubling(4 * rows, 4 * columns)
+
+
+def _bands(window: Window, fused: Tensor) -> list[Window]:
+    """`window` in bands of patch rows whose maps at full size stay small where memory once freed is dear to get again.
+
+    On a CPU, maps of more than 32 MB come fresh from the system every time (glibc), at the price of a convolution.
+    """
+    if fused.device.type != "cpu" or torch.is_grad_enabled():
+        return [window]
+    bytes_of_row = 16 * 16 * window.columns * len(fused) * (fused.shape[1] // 2) * fused.element_size()
+    step = max(1, _BAND_BYTES // bytes_of_row)
+    tops = range(window.top, window.bottom, step)
+    return [Window(top, min(top + step, window.bottom), window.left, window.right) for top in tops]
 
 
 def _size(x: Tensor) -> tuple[int, int]:

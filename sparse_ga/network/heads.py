@@ -22,6 +22,7 @@ from sparse_ga.network.grids import TokenGrid, Window, double, whole
 
 POINT_CHANNELS = 4
 TOKENS_AT_ONCE = 1600  # patches that go through a convolutional head together: two images of 512x384, about 1 GB
+TOKENS_AT_ONCE_CPU = 800  # smaller maps, which stay in memory that the process has already: see `_bands` of the DPT
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +95,7 @@ class DptHead(Head):
         """Raw point channels of every image; images with equal grid and window share a batch."""
         maps = [_token_maps(depth, grids) for depth in tokens]
         outputs: list[Tensor | None] = []
-        for members in _batches(grids):
+        for members in _batches(grids, tokens[0].device):
             window = grids[members[0]].window
             if window is None:
                 outputs += [None] * len(members)
@@ -169,7 +170,7 @@ class CatConvHead(Head):
         descriptors = _descriptor_patches(self.head_local_features, tokens[0], tokens[-1], grids, self.patch)
         maps = _token_maps(torch.cat([tokens[0], tokens[-1]], 1), grids)
         points: list[Tensor | None] = []
-        for members in _batches(grids):
+        for members in _batches(grids, tokens[0].device):
             window = grids[members[0]].window
             if window is None:
                 points += [None] * len(members)
@@ -212,17 +213,20 @@ def _descriptor_patches(
     mlp: Mlp, encoder: Tensor, decoder: Tensor, grids: Sequence[TokenGrid], patch: int
 ) -> tuple[Tensor, ...]:
     """Raw descriptor channels of every image's wanted tokens, (wanted, D, patch, patch) each."""
-    both = torch.cat([encoder, decoder], 1)  # (T, C)
-    patches = mlp(wanted_rows(both, grids)).unflatten(1, (-1, patch, patch))  # (W, D, p, p)
+    both = wanted_rows(torch.cat([encoder, decoder], 1), grids).split(wanted_counts(grids))  # (wanted, C) each
+    if encoder.device.type == "cpu" and not torch.is_grad_enabled():  # smaller tensors: see `_bands` of the DPT
+        return tuple(mlp(rows).unflatten(1, (-1, patch, patch)) for rows in both)
+    patches = mlp(torch.cat(both)).unflatten(1, (-1, patch, patch))  # (W, D, p, p)
     return patches.split(wanted_counts(grids))
 
 
-def _batches(grids: Sequence[TokenGrid]) -> list[list[int]]:
+def _batches(grids: Sequence[TokenGrid], device: torch.device) -> list[list[int]]:
     """Neighbouring images that a convolutional head can take together: equal grids, equal windows, not too many."""
+    at_once = TOKENS_AT_ONCE_CPU if device.type == "cpu" else TOKENS_AT_ONCE
     batches: list[list[int]] = []
     for (_, _, window), group in groupby(range(len(grids)), key=lambda n: _shape(grids[n])):
         members = list(group)
-        size = len(members) if window is None else max(1, TOKENS_AT_ONCE // (window.rows * window.columns))
+        size = len(members) if window is None else max(1, at_once // (window.rows * window.columns))
         batches += [members[at : at + size] for at in range(0, len(members), size)]
     return batches
 
