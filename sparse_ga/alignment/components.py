@@ -83,10 +83,9 @@ def solve_graph(
         lost += [(int(e), JOINT) for e in np.flatnonzero(inside & ~good)]
         contradicting = members[graph.edges.pairs].all(-1) & graph.verified
         contradicting &= ~agreeing(solved, graph.edges, config.max_triplet_deg)
-        posed = known.given & known.metric
-        registered |= confirmed_members(
-            members, TieEvidence(graph.edges.pairs, graph.edges.weights, good & graph.verified, contradicting), posed
-        )
+        vague = graph.edges.turn_sigma_deg > config.max_triplet_deg / 2  # too badly known for a triplet to test it
+        evidence = TieEvidence(graph.edges.pairs, graph.edges.weights, good & graph.verified, contradicting, vague)
+        registered |= confirmed_members(members, evidence, known.given & known.metric)
     if known.metric:
         world_from_view, registered = _place_alone(world_from_view, registered, known, views)
     pairs = graph.edges.pairs

@@ -32,7 +32,7 @@ _CANONICAL_SIGMA = 0.03  # the same where parallax is missing, unless the other 
 _WELL_KNOWN = 0.01  # log depth, by the matches alone
 _STAGES_PX = (16.0, 4.0)  # scales of the loss before the final one, where residuals are that large
 _RAYLEIGH = 1.1774  # median length of a 2D normal residual of unit standard deviation per coordinate
-_ROUNDS = 4  # of solving, judging pairs and placing views
+_ROUNDS = 8  # of solving, judging pairs and placing views
 _ADMIT, _DISMISS = 0.6, 0.2  # shares of agreeing matches that bring a pair back, and that drop one
 
 
@@ -106,7 +106,7 @@ def _judge(inputs: Inputs, alignment: Alignment, evidence: PairEvidence, exclude
     contested = np.zeros(len(names), bool)
     contested[ends[tested & against]] = True
     agree = tested & ~judged & (evidence.confirms() | ~contested[ends].any(-1))
-    ties = TieEvidence(ends, evidence.score, agree, tested & against)
+    ties = TieEvidence(ends, evidence.score, agree, tested & against, np.zeros(len(pairs), bool))
     posed = np.array([view.world_from_cam is not None for view in inputs.views], bool) & alignment.metric_frame
     registered = confirmed_members(alignment.registered, ties, posed)
     reasons = tuple(

@@ -139,12 +139,16 @@ def tree_order(count: int, pairs: Array, tree: Array, root: int) -> Sequence[tup
 
 @dataclass(frozen=True)
 class TieEvidence:
-    """Pairs that agree with a solution and pairs that contradict it, each by its weight."""
+    """Pairs that agree with a solution and pairs that contradict it, each by its weight.
+
+    `vague` pairs know their rotation too badly to be believed where nothing else confirms them.
+    """
 
     pairs: Array  # (P, 2) int64
     weights: Array  # (P,)
     agree: Array  # (P,) bool
     against: Array  # (P,) bool
+    vague: Array  # (P,) bool
 
 
 def component_labels(count: int, pairs: Array) -> Array:
@@ -156,9 +160,9 @@ def component_labels(count: int, pairs: Array) -> Array:
 def confirmed_members(members: Array, evidence: TieEvidence, posed: Array) -> Array:
     """Members (N,) bool that stay: tied to the largest part by agreeing pairs that outweigh contradicting ones.
 
-    A pair that alone ties two parts of the graph is confirmed by nothing. It is believed only if other pairs between
-    the two parts do not contradict it with more than half of its weight. Parts with `posed` (N,) nodes, whose place is
-    given, need no confirmation.
+    A pair that alone ties two parts of the graph is confirmed by nothing. It is believed only if it is not vague, and
+    other pairs between the two parts do not contradict it with more than half of its weight. Parts with `posed` (N,)
+    nodes, whose place is given, need no confirmation.
     """
     stay, kept = members.copy(), evidence.agree.copy()
     for _ in range(len(members)):
@@ -182,10 +186,10 @@ def _main_part(label: Array, members: Array, posed: Array) -> Array:
 
 
 def _weakest_tie(evidence: TieEvidence, kept: Array, against: Array) -> int | None:
-    """A pair that alone ties two parts which pairs `against` (P,) bool contradict by weight; None if there is none."""
+    """A pair that alone ties two parts and is vague, or which pairs `against` (P,) bool contradict; None if none is."""
     pairs, count = evidence.pairs, len(kept)
     crossing = pairs[against]
-    if not len(crossing) or not kept.any():
+    if not kept.any() or not (len(crossing) or evidence.vague[kept].any()):
         return None
     nodes = int(pairs.max()) + 1
     candidates = np.arange(count)[kept]
@@ -198,6 +202,6 @@ def _weakest_tie(evidence: TieEvidence, kept: Array, against: Array) -> int | No
             continue
         ends = label[crossing]
         opposed = evidence.weights[against][(ends == a).any(-1) & (ends == b).any(-1)].sum()
-        if opposed > MAX_AGAINST * evidence.weights[e]:
+        if evidence.vague[e] or opposed > MAX_AGAINST * evidence.weights[e]:
             return int(e)
     return None

@@ -8,11 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparse_ga.config import TriangulateConfig
+from sparse_ga.geometry.triangulation import errors_px
 from sparse_ga.products import Alignment, Array, PairMatches, VerifiedMatches, View
-from sparse_ga.triangulation.adjust import Adjustment, adjust_bundle
+from sparse_ga.triangulation.adjust import Adjustment, adjust_bundle, came_loose
 from sparse_ga.triangulation.silhouettes import outside_votes
 from sparse_ga.triangulation.tracks import TriangulatedTracks, build_tracks, triangulate_tracks
 from sparse_ga.triangulation.views import Rig, make_rig
+
+_LIMIT_SIGMAS, _LOSS_SIGMAS = 4.0, 2.5  # largest error of an observation, and scale of the robust loss
+_LEAST_NOISE_PX = 0.05  # rendered photographs and oracles have less
+_RAYLEIGH = 1.1774  # median length of a 2D normal vector of unit standard deviation per coordinate
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,25 +36,41 @@ def solve_sparse(
     load_matches: Callable[[int], VerifiedMatches],
     config: TriangulateConfig,
 ) -> SparseResult:
-    """Tracks and cameras, with two rounds of adjustment and triangulation anew in between."""
+    """Tracks and cameras, with two rounds of adjustment and triangulation anew in between.
+
+    What counts as a good observation follows from how far the observations scatter: wrong matches that lie by chance
+    within `config.max_reprojection_px` of their point would bend the cameras.
+    """
     rig = make_rig(views, alignment)
     candidates = build_tracks(pairs, _MatchLoader(pairs, load_matches, alignment), config.track_cell_px)
-    limits = (config.max_reprojection_px, config.min_angle_deg)
+    tracks = triangulate_tracks(rig.projection, candidates, config.max_reprojection_px, config.min_angle_deg)
+    sigma_px = noise_px(rig, tracks, config.max_reprojection_px)
+    limits = (min(_LIMIT_SIGMAS * sigma_px, config.max_reprojection_px), config.min_angle_deg)
     tracks = triangulate_tracks(rig.projection, candidates, *limits)
     if not config.bundle_adjustment:
         return SparseResult(rig, tracks, Adjustment(rig, False, "off", 0.0, 0.0))
     if (rig.held_pose & rig.held_intrinsics)[rig.registered].all():
         return SparseResult(rig, tracks, Adjustment(rig, False, "poses and intrinsics given", 0.0, 0.0))
     working_from_source = np.stack([view.working_from_source for view in views])
-    adjustment = adjust_bundle(rig, working_from_source, tracks, config.max_reprojection_px / 2)
+    loss_px = _LOSS_SIGMAS * sigma_px
+    sigma_deg = alignment.uncertainty_deg if len(alignment.uncertainty_deg) else None
+    adjustment = adjust_bundle(rig, working_from_source, tracks, loss_px, sigma_deg)
     if not adjustment.kept:
         return SparseResult(rig, tracks, adjustment)
     tracks = triangulate_tracks(adjustment.rig.projection, candidates, *limits)
-    again = adjust_bundle(adjustment.rig, working_from_source, tracks, config.max_reprojection_px / 2)
-    if again.kept:
+    again = adjust_bundle(adjustment.rig, working_from_source, tracks, loss_px, sigma_deg)
+    if again.kept and not came_loose(rig, again.rig, tracks.points, sigma_deg):
         adjustment = Adjustment(again.rig, True, "kept", adjustment.rms_before_px, again.rms_after_px)
         tracks = triangulate_tracks(again.rig.projection, candidates, *limits)
     return SparseResult(adjustment.rig, tracks, adjustment)
+
+
+def noise_px(rig: Rig, tracks: TriangulatedTracks, most_px: float) -> float:
+    """Standard deviation of a coordinate of the observations, px, from their median error; `most_px` without any."""
+    if not len(tracks.obs):
+        return most_px
+    error = errors_px(rig.projection, tracks.obs, tracks.points)
+    return float(np.clip(np.median(error) / _RAYLEIGH, _LEAST_NOISE_PX, most_px))
 
 
 @dataclass(frozen=True)
