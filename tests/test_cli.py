@@ -19,6 +19,7 @@ from PIL import Image
 
 import sparse_ga.commands.jobs
 import sparse_ga.commands.run
+import sparse_ga.commands.view
 from sparse_ga.cli import STAGES, main, make_parser
 from sparse_ga.config import load_config, preset_names
 from sparse_ga.errors import InputError
@@ -325,6 +326,45 @@ def test_json_obeys_its_published_schema(folder: Path, capsys: pytest.CaptureFix
         {"event": "stage_finished", "stage": "x", "done": 1, "total": 1, "seconds": None},
     ):
         assert not validator.is_valid(wrong_event)
+
+
+def obeying(capsys: pytest.CaptureFixture) -> list[dict]:
+    """What was printed, all of which has to obey the published schema."""
+    events = lines_of(capsys.readouterr().out)
+    for event in events:
+        Draft202012Validator(event_schema()).validate(event)
+    return events
+
+
+def test_doctor_and_view_obey_the_schema(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert command("doctor", "--json") == 0
+    assert obeying(capsys)[-1]["passed"] is True
+    assert run() == 0
+    capsys.readouterr()
+
+    class Shown:
+        def __init__(self, *_: object) -> None:
+            self.closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    def stopped(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sparse_ga.commands.view, "require_viser", lambda: None)
+    monkeypatch.setattr(sparse_ga.commands.view, "Viewer", Shown)
+    monkeypatch.setattr(sparse_ga.commands.view.time, "sleep", stopped)
+    assert command("view", "out", "--json") == 0
+    assert [event["event"] for event in obeying(capsys)] == ["serving"]
+
+
+@pytest.mark.slow
+def test_demo_obeys_the_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    assert command("demo", "--out", tmp_path / "out", "--views", "4", "--json") in (0, 3)
+    assert obeying(capsys)[-1]["command"] == "demo"
 
 
 # ---------------------------------------------------------------- wrong uses: one line, exit code 2 (or 4)

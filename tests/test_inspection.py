@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
 from PIL import Image
 
 from sparse_ga.cli import main
@@ -22,7 +23,7 @@ from sparse_ga.io.drawing import draw_matches
 from sparse_ga.match_pair import match_pair
 from sparse_ga.pipeline import make_job
 from sparse_ga.products import PairMatches, View
-from sparse_ga.progress import Reporter
+from sparse_ga.progress import Reporter, event_schema
 from sparse_ga.synthetic.scene import SceneConfig, make_scene
 
 SIZE = (160, 120)
@@ -264,6 +265,8 @@ def test_match_and_run_with_a_random_checkpoint_of_a_network(
     assert main(["status", str(tmp_path / "out")]) == 0
     assert "triangulate done" in capsys.readouterr().out
     assert main(["weights", "info", str(tmp_path / "weights"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["licence"] == "Apache-2.0"
+    described = json.loads(capsys.readouterr().out)
+    Draft202012Validator(event_schema()).validate(described)
+    assert described["licence"] == "Apache-2.0"
     assert main(["weights", "convert", str(tmp_path / "weights"), "--out", str(tmp_path / "half"), "--half"]) == 0
     assert main(["weights", "info", str(tmp_path / "none")]) == 2

@@ -31,6 +31,8 @@ TRIPLETS, JOINT, GIVEN = (
     "disagrees with the given poses",
 )
 """Why a pair whose own geometry is sound is dropped: it contradicts others."""
+CONTRADICTING = "its pairs contradict each other"
+VAGUE = "a single pair with few matches ties it to the others, which tells its pose too badly"
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def solve_graph(
     names = [view.name for view in views]
     lost = [(e, why) for e, why in enumerate(graph.why) if why and graph.verified[e]]
     world_from_view = np.tile(np.eye(4), (count, 1, 1))
-    registered = np.zeros(count, bool)
+    registered, cut = np.zeros(count, bool), np.full(count, "", object)
     label = component_labels(count, graph.edges.select(graph.kept & graph.verified).pairs)
     for members in _chosen_components(count, graph, known):
         solved, good = _solve_component(graph, members, known, config)
@@ -85,13 +87,16 @@ def solve_graph(
         contradicting &= ~agreeing(solved, graph.edges, config.max_triplet_deg)
         vague = graph.edges.turn_sigma_deg > config.max_triplet_deg / 2  # too badly known for a triplet to test it
         evidence = TieEvidence(graph.edges.pairs, graph.edges.weights, good & graph.verified, contradicting, vague)
-        registered |= confirmed_members(members, evidence, known.given & known.metric)
+        confirmed = confirmed_members(members, evidence, known.given & known.metric)
+        registered |= confirmed
+        cut[members & ~confirmed] = VAGUE
+        cut[np.intersect1d(graph.edges.pairs[contradicting], np.flatnonzero(members & ~confirmed))] = CONTRADICTING
     if known.metric:
         world_from_view, registered = _place_alone(world_from_view, registered, known, views)
     pairs = graph.edges.pairs
     texts = [*dropped, *(f"{names[pairs[e, 0]]} | {names[pairs[e, 1]]} | {why}" for e, why in lost)]
     world_from_view[~registered] = np.eye(4)
-    reasons = _reasons(views, registered, label, texts)
+    reasons = _reasons(views, registered, label, cut, texts)
     return GraphSolution(world_from_view, registered, reasons, tuple(texts), _contradicted(graph, registered, lost))
 
 
@@ -201,19 +206,20 @@ def _place_alone(
     return result, registered | alone
 
 
-def _reasons(views: Sequence[View], registered: Array, label: Array, dropped: Sequence[str]) -> tuple[str, ...]:
-    """Why each view is not registered, "" where it is."""
+def _reasons(
+    views: Sequence[View], registered: Array, label: Array, cut: Array, dropped: Sequence[str]
+) -> tuple[str, ...]:
+    """Why each view is not registered, "" where it is; `cut` (N,) says so of those whose ties were not confirmed."""
     reasons = []
     for n, view in enumerate(views):
         mates = [views[m].name for m in np.flatnonzero((label == label[n]) & ~registered).tolist() if m != n]
-        tied = (label == label[n])[registered].any()
         of_view = [text.rsplit(" | ", 1)[1] for text in dropped if view.name in text.split(" | ")[:2]]
         if registered[n]:
             reasons.append("")
         elif not view.mask.any():
             reasons.append("the mask is empty")
-        elif tied:
-            reasons.append("its pairs contradict each other")
+        elif cut[n]:
+            reasons.append(str(cut[n]))
         elif mates:
             reasons.append(f"in a smaller component, with {', '.join(mates[:5])}")
         elif of_view:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from sparse_ga.alignment.viewgraph import (
+    TieEvidence,
+    confirmed_members,
     find_triplets,
     hierarchical_tree,
     largest_component,
@@ -93,3 +95,23 @@ def test_trees_of_sparse_graphs_reach_every_view(build) -> None:
         assert set(pairs[edge]) == {parent, child}
         seen.add(child)
     assert seen == set(range(30))
+
+
+def members_of(pairs: list[tuple[int, int]], vague: list[tuple[int, int]], posed: tuple[int, ...] = ()) -> list[int]:
+    """Who stays of six views, all of whose pairs agree, if some know their rotation badly."""
+    yes, no = np.ones(len(pairs), bool), np.zeros(len(pairs), bool)
+    badly = np.array([pair in vague for pair in pairs], bool)
+    given = np.isin(np.arange(6), posed)
+    stay = confirmed_members(np.ones(6, bool), TieEvidence(np.array(pairs), yes.astype(float), yes, no, badly), given)
+    return np.flatnonzero(stay).tolist()
+
+
+def test_a_vague_pair_alone_ties_no_view() -> None:
+    chain = [(0, 1), (1, 2), (0, 2), (2, 3), (3, 4), (2, 4), (4, 5)]
+    assert members_of(chain, []) == [0, 1, 2, 3, 4, 5]
+    assert members_of(chain, [(4, 5)]) == [0, 1, 2, 3, 4]
+    assert members_of([*chain, (3, 5)], [(4, 5), (3, 5)]) == [0, 1, 2, 3, 4, 5]  # two confirm each other
+    assert members_of(chain, [(2, 3), (2, 4), (1, 2)]) == [0, 1, 2, 3, 4, 5]  # each is in a triangle
+    assert members_of([(0, 1), (1, 2), (0, 2), (2, 3), (3, 4)], [(2, 3)]) == [0, 1, 2]  # and what hangs on it
+    assert members_of([(0, 1)], [(0, 1)]) == []
+    assert members_of(chain, [(4, 5)], posed=(0, 5)) == [0, 1, 2, 3, 4, 5]  # given poses need no confirmation

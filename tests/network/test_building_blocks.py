@@ -204,3 +204,16 @@ def test_a_window_of_the_dpt_head_is_exact() -> None:
         for window in (Window(6, 8, 9, 11), Window(0, 3, 0, 2), Window(13, 15, 4, 22), Window(7, 8, 21, 22)):
             got = dpt(grids, window)
             torch.testing.assert_close(got, window.scaled(16).cut(full, whole(240, 352)), rtol=1e-9, atol=1e-9)
+
+
+def test_bands_of_the_dpt_head_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU the full-size maps are computed a few patch rows at a time."""
+    torch.manual_seed(0)
+    head = DPT((12, 8, 8, 8), 4, 16).double()
+    grids = [torch.randn(2, dim, 9, 7, dtype=torch.float64) for dim in (12, 8, 8, 8)]
+    window = Window(1, 9, 2, 7)
+    with torch.no_grad():
+        at_once = head(grids, window)
+        for bytes_of_band in (1, 16 * 16 * 5 * 2 * 8 * 8 * 3):  # one row of patches, and three
+            monkeypatch.setattr("sparse_ga.network.dpt._BAND_BYTES", bytes_of_band)
+            torch.testing.assert_close(head(grids, window), at_once, rtol=1e-9, atol=1e-9)
