@@ -137,7 +137,21 @@ def _solve_once(inputs: Inputs, alignment: Alignment, excluded: Array) -> Alignm
     views = [inputs.views[n] for n in chosen.tolist()]
     apart = camera_groups(views, turned_apart=True).of_view
     solution, problem = _solve(problem, start, inputs.config, apart, _principal_sigma(views, apart, inputs.config))
-    return _result(alignment, chosen, problem, solution, inputs.config)
+    result = _result(alignment, chosen, problem, solution, inputs.config)
+    return replace(result, intrinsics=_shared_with_others(inputs.views, alignment, result))
+
+
+def _shared_with_others(views: Sequence[View], before: Alignment, after: Alignment) -> Array:
+    """Intrinsics (N, 3, 3) where unregistered views take part in the change of focal length of their camera.
+
+    A view that is placed later would otherwise keep another focal length than the other photographs of its camera.
+    """
+    intrinsics, group, seen = after.intrinsics.copy(), camera_groups(views).of_view, after.registered
+    zoom = after.intrinsics[:, 0, 0] / before.intrinsics[:, 0, 0]
+    for g in np.unique(group[seen]):
+        others = (group == g) & ~seen
+        intrinsics[others, :2, :2] *= float(np.median(zoom[(group == g) & seen]))
+    return intrinsics
 
 
 def _set_up(inputs: Inputs, alignment: Alignment, chosen: Array, observations: Observations) -> tuple[Problem, State]:

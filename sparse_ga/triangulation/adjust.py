@@ -20,7 +20,7 @@ _MAX_TRACKS = 30_000
 _MAX_TURN_DEG = 10.0
 _MAX_SHIFT = 0.2
 _MAX_ZOOM = 1.25
-_MAX_TURN_SIGMAS = 5.0
+_MAX_TURN_SIGMAS = 3.0
 _LEAST_SIGMA_DEG = 0.05
 
 
@@ -200,15 +200,15 @@ def came_loose(old: Rig, new: Rig, points: Array, sigma_deg: Array | None = None
     zoom = np.maximum(zoom, 1 / zoom)
     known = np.zeros(len(turn)) if sigma_deg is None else sigma_deg
     sigmas = np.where(known > 0, turn / np.maximum(known, _LEAST_SIGMA_DEG), 0.0)
-    for name, value, limit in (
-        ("turned", turn, _MAX_TURN_DEG),
-        ("shifted", shift, _MAX_SHIFT),
-        ("zoomed", zoom, _MAX_ZOOM),
-        ("turned, in standard deviations,", sigmas, _MAX_TURN_SIGMAS),
+    for words, value, limit in (
+        ("turned by {:.3g} degrees", turn, _MAX_TURN_DEG),
+        ("shifted by {:.3g} of its distance", shift, _MAX_SHIFT),
+        ("zoomed by a factor {:.3g}", zoom, _MAX_ZOOM),
+        ("turned by {:.3g} times its uncertainty", sigmas, _MAX_TURN_SIGMAS),
     ):
         value = np.where(old.registered, value, 0.0)
         if not np.isfinite(value).all() or value.max() > limit:
-            return f"a camera {name} too far (view {int(np.argmax(value))}: {value.max():.3g}, limit {limit:g})"
+            return f"refused, view {int(np.argmax(value))} {words.format(value.max())} (limit {limit:g})"
     return ""
 
 

@@ -392,6 +392,7 @@ def test_unregistered_views_are_placed_by_the_refined_points() -> None:
     assert_sound(refined)
     assert refined.registered.all()
     assert rotation_errors(refined, case.scene).max() < 1.5
+    np.testing.assert_allclose(refined.intrinsics[:, 0, 0], refined.intrinsics[0, 0, 0], rtol=1e-9)  # one camera, one f
 
 
 # Intrinsics

@@ -118,7 +118,7 @@ def test_it_is_refused_when_it_tears_a_camera_off() -> None:
     spoilt = replace(tracks, obs=Observations(obs.point_index, obs.view_index, xy))
     result = adjust_bundle(start, SAME, spoilt, 50.0)
     assert not result.kept
-    assert "too far" in result.status
+    assert "refused" in result.status
     np.testing.assert_array_equal(result.rig.world_from_cam, start.world_from_cam)
 
 
@@ -139,10 +139,10 @@ def test_it_is_refused_when_cameras_turn_beyond_their_uncertainty() -> None:
     """Wrong tracks that outvote what the cameras were found by lower the error, too."""
     start = disturbed()
     tracks = triangulate_tracks(start.projection, candidates(), 6.0, 1.5)
-    assert adjust_bundle(start, SAME, tracks, 1.0, np.full(8, 0.4)).kept  # truth is a degree away: within 5 sigmas
+    assert adjust_bundle(start, SAME, tracks, 1.0, np.full(8, 0.6)).kept  # truth is a degree away: within 3 sigmas
     refused = adjust_bundle(start, SAME, tracks, 1.0, np.full(8, 0.05))
     assert not refused.kept
-    assert "standard deviations" in refused.status
+    assert "times its uncertainty" in refused.status
     np.testing.assert_array_equal(refused.rig.world_from_cam, start.world_from_cam)
     unknown = adjust_bundle(start, SAME, tracks, 1.0, np.zeros(8))  # given poses and Adam state none
     assert unknown.kept
