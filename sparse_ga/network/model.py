@@ -33,7 +33,7 @@ class ImageBatch:
     masks: Tensor | None = None
 
 
-Prepared: TypeAlias = "tuple[Tensor, Tensor]"
+Prepared: TypeAlias = tuple[Tensor, Tensor]
 """What head 1 and head 2 make of an image's encoder tokens alone."""
 
 

@@ -20,8 +20,6 @@ _MAX_TRACKS = 30_000
 _MAX_TURN_DEG = 10.0
 _MAX_SHIFT = 0.2
 _MAX_ZOOM = 1.25
-_MAX_TURN_SIGMAS = 3.0
-_LEAST_SIGMA_DEG = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,20 +47,13 @@ class _Problem:
     points: Array
 
 
-def adjust_bundle(
-    rig: Rig,
-    working_from_source: Array,
-    tracks: TriangulatedTracks,
-    loss_px: float,
-    sigma_deg: Array | None = None,
-) -> Adjustment:
+def adjust_bundle(rig: Rig, working_from_source: Array, tracks: TriangulatedTracks, loss_px: float) -> Adjustment:
     """Jointly refine poses, focal lengths and points; held poses and intrinsics stay, the principal point is fixed.
 
     The result is refused when the robust cost does not fall, or when a camera turns, moves or zooms so far that it
-    can only have come loose: in particular further than the standard deviations `sigma_deg` (N,) of the rotations of
-    `rig` allow, for then wrong tracks have outvoted what its cameras were found by. Cameras with few observations are
-    held. Runs on one thread, so that the result is the same every time. The first registered camera keeps its pose,
-    and the median depth of the observations its value, unless given poses fix the frame.
+    can only have come loose. Cameras with few observations are held. Runs on one thread, so that the result is the
+    same every time. The first registered camera keeps its pose, and the median depth of the observations its value,
+    unless given poses fix the frame.
     """
     before = _rms_px(rig, tracks.obs, tracks.points)
     chosen = _choose_tracks(tracks)
@@ -78,7 +69,7 @@ def adjust_bundle(
     new_cost = _robust_cost(moved, chosen.obs, points, loss_px)
     if not new_cost < old_cost:
         return Adjustment(rig, False, "the error did not fall", before, before)
-    loose = came_loose(rig, moved, chosen.points, sigma_deg)
+    loose = came_loose(rig, moved, chosen.points)
     if loose:
         return Adjustment(rig, False, loose, before, before)
     return Adjustment(moved, True, "kept", before, _rms_px(moved, chosen.obs, points))
@@ -191,20 +182,17 @@ def _robust_cost(rig: Rig, obs: Observations, points: Array, loss_px: float) -> 
     return float(np.log1p((error / loss_px) ** 2).mean())
 
 
-def came_loose(old: Rig, new: Rig, points: Array, sigma_deg: Array | None = None) -> str:
-    """Why the adjusted cameras cannot be right, or an empty text; `sigma_deg` as for `adjust_bundle`."""
+def came_loose(old: Rig, new: Rig, points: Array) -> str:
+    """Why the adjusted cameras cannot be right, or an empty text."""
     turn = _turns_deg(old, new)
     distance = np.linalg.norm(old.centers - np.median(points, axis=0), axis=1)
     shift = np.linalg.norm(new.centers - old.centers, axis=1) / np.maximum(distance, 1e-12)
     zoom = new.intrinsics[:, 0, 0] / old.intrinsics[:, 0, 0]
     zoom = np.maximum(zoom, 1 / zoom)
-    known = np.zeros(len(turn)) if sigma_deg is None else sigma_deg
-    sigmas = np.where(known > 0, turn / np.maximum(known, _LEAST_SIGMA_DEG), 0.0)
     for words, value, limit in (
         ("turned by {:.3g} degrees", turn, _MAX_TURN_DEG),
         ("shifted by {:.3g} of its distance", shift, _MAX_SHIFT),
         ("zoomed by a factor {:.3g}", zoom, _MAX_ZOOM),
-        ("turned by {:.3g} times its uncertainty", sigmas, _MAX_TURN_SIGMAS),
     ):
         value = np.where(old.registered, value, 0.0)
         if not np.isfinite(value).all() or value.max() > limit:

@@ -53,13 +53,12 @@ def solve_sparse(
         return SparseResult(rig, tracks, Adjustment(rig, False, "poses and intrinsics given", 0.0, 0.0))
     working_from_source = np.stack([view.working_from_source for view in views])
     loss_px = _LOSS_SIGMAS * sigma_px
-    sigma_deg = alignment.uncertainty_deg if len(alignment.uncertainty_deg) else None
-    adjustment = adjust_bundle(rig, working_from_source, tracks, loss_px, sigma_deg)
+    adjustment = adjust_bundle(rig, working_from_source, tracks, loss_px)
     if not adjustment.kept:
         return SparseResult(rig, tracks, adjustment)
     tracks = triangulate_tracks(adjustment.rig.projection, candidates, *limits)
-    again = adjust_bundle(adjustment.rig, working_from_source, tracks, loss_px, sigma_deg)
-    if again.kept and not came_loose(rig, again.rig, tracks.points, sigma_deg):
+    again = adjust_bundle(adjustment.rig, working_from_source, tracks, loss_px)
+    if again.kept and not came_loose(rig, again.rig, tracks.points):
         adjustment = Adjustment(again.rig, True, "kept", adjustment.rms_before_px, again.rms_after_px)
         tracks = triangulate_tracks(again.rig.projection, candidates, *limits)
     return SparseResult(adjustment.rig, tracks, adjustment)

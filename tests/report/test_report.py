@@ -237,7 +237,7 @@ def test_warnings_name_what_is_wrong():
     texts = warnings_of(dataclasses.replace(r, report=report), ReportDetails(warnings=("given",)))
     assert texts[1:] == [
         "the mean reprojection error is high: 3.0 px",
-        "bundle adjustment: diverged",
+        "bundle adjustment: diverged; the cameras from before it are used",
         "given",
         "a note",
     ]

@@ -133,16 +133,3 @@ def test_the_same_bytes_every_time() -> None:
     results = [solve(disturbed(), candidates())[0] for _ in range(2)]
     assert results[0].world_from_cam.tobytes() == results[1].world_from_cam.tobytes()
     assert results[0].intrinsics.tobytes() == results[1].intrinsics.tobytes()
-
-
-def test_it_is_refused_when_cameras_turn_beyond_their_uncertainty() -> None:
-    """Wrong tracks that outvote what the cameras were found by lower the error, too."""
-    start = disturbed()
-    tracks = triangulate_tracks(start.projection, candidates(), 6.0, 1.5)
-    assert adjust_bundle(start, SAME, tracks, 1.0, np.full(8, 0.6)).kept  # truth is a degree away: within 3 sigmas
-    refused = adjust_bundle(start, SAME, tracks, 1.0, np.full(8, 0.05))
-    assert not refused.kept
-    assert "times its uncertainty" in refused.status
-    np.testing.assert_array_equal(refused.rig.world_from_cam, start.world_from_cam)
-    unknown = adjust_bundle(start, SAME, tracks, 1.0, np.zeros(8))  # given poses and Adam state none
-    assert unknown.kept
