@@ -161,7 +161,7 @@ class TriangulateConfig:
     """Tracks, triangulation, bundle adjustment and the dense cloud."""
 
     max_reprojection_px: float = 2.0
-    """Largest reprojection error of a track's observation, in working pixels."""
+    """Largest reprojection error of a track's observation, in working pixels; less where they scatter less."""
     min_angle_deg: float = 1.5
     """Smallest angle between two rays of a track."""
     bundle_adjustment: bool = True
