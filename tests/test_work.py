@@ -15,8 +15,11 @@ def events(stream: io.StringIO) -> list[dict]:
 
 
 def test_nobody_needs_to_watch():
-    work.expect(3)
-    work.advance()
+    reporter = Reporter("silent")
+    with reporter.stage("unwatched", 2, "sweep") as bar:
+        work.expect(3)
+        work.advance()
+        assert (bar.done, bar.total) == (0, 2)
 
 
 def test_the_work_itself_sets_the_total_and_what_is_left_is_done_at_the_end():

@@ -92,6 +92,7 @@ class DescriptorCNN(nn.Module):
         return self.log_scale.clamp(0, 4).exp()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`normalise`d images (N, 4, S, S) to unit descriptors (N, D, S / 2, S / 2) and reliability logits."""
         s2 = self.stem(x)
         s4 = self.down4(s2)
         s8 = self.down8(s4)

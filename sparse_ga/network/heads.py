@@ -7,6 +7,7 @@ what works on tokens alone sees wanted tokens only, what convolves sees the wind
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -33,16 +34,16 @@ class RawOutput:
     descriptors: Tensor | None  # (wanted tokens, D or D + 1, patch, patch)
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """Base of all heads: which depths it reads, and how packed tokens become per-image maps."""
 
     depths: tuple[int, ...]
 
+    @abstractmethod
     def forward(
         self, tokens: Sequence[Tensor], grids: Sequence[TokenGrid], finest: Sequence[Tensor] | None = None
     ) -> list[RawOutput]:
         """Packed fp32 tokens (T, C_k) of each of `depths`, the images' grids, and what `finest` gave for each."""
-        raise NotImplementedError
 
     def finest(self, tokens: Tensor, grid: TokenGrid) -> Tensor | None:
         """What the head makes of one image's encoder tokens (length, C) alone, to be kept; None if nothing."""

@@ -15,8 +15,8 @@ from sparse_ga.triangulation.silhouettes import outside_votes
 from sparse_ga.triangulation.tracks import TriangulatedTracks, build_tracks, triangulate_tracks
 from sparse_ga.triangulation.views import Rig, make_rig
 
-_LIMIT_SIGMAS, _LOSS_SIGMAS = 4.0, 2.5  # largest error of an observation, and scale of the robust loss
-_LEAST_NOISE_PX = 0.05  # rendered photographs and oracles have less
+_LIMIT_SIGMAS, _LOSS_SIGMAS = 4.0, 2.5  # largest residual, and scale of the robust loss
+_LEAST_SIGMA_PX = 0.05  # rendered photographs and oracles have less
 _RAYLEIGH = 1.1774  # median length of a 2D normal vector of unit standard deviation per coordinate
 
 
@@ -44,7 +44,7 @@ def solve_sparse(
     rig = make_rig(views, alignment)
     candidates = build_tracks(pairs, _MatchLoader(pairs, load_matches, alignment), config.track_cell_px)
     tracks = triangulate_tracks(rig.projection, candidates, config.max_reprojection_px, config.min_angle_deg)
-    sigma_px = noise_px(rig, tracks, config.max_reprojection_px)
+    sigma_px = residual_sigma_px(rig, tracks, config.max_reprojection_px)
     limits = (min(_LIMIT_SIGMAS * sigma_px, config.max_reprojection_px), config.min_angle_deg)
     tracks = triangulate_tracks(rig.projection, candidates, *limits)
     if not config.bundle_adjustment:
@@ -64,12 +64,15 @@ def solve_sparse(
     return SparseResult(adjustment.rig, tracks, adjustment)
 
 
-def noise_px(rig: Rig, tracks: TriangulatedTracks, most_px: float) -> float:
-    """Standard deviation of a coordinate of the observations, px, from their median error; `most_px` without any."""
+def residual_sigma_px(rig: Rig, tracks: TriangulatedTracks, most_px: float) -> float:
+    """Standard deviation of a coordinate of the residuals, px, from their median length; `most_px` without any.
+
+    Points absorb a part of the observations' noise: two thirds of it remain in tracks of a few views.
+    """
     if not len(tracks.obs):
         return most_px
     error = errors_px(rig.projection, tracks.obs, tracks.points)
-    return float(np.clip(np.median(error) / _RAYLEIGH, _LEAST_NOISE_PX, most_px))
+    return float(np.clip(np.median(error) / _RAYLEIGH, _LEAST_SIGMA_PX, most_px))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from sparse_ga.geometry import transforms
 from sparse_ga.geometry.triangulation import Observations, residuals
 from sparse_ga.products import Array
 from sparse_ga.triangulation.adjust import adjust_bundle
+from sparse_ga.triangulation.sparse import residual_sigma_px
 from sparse_ga.triangulation.tracks import TriangulatedTracks, triangulate_tracks
 from sparse_ga.triangulation.views import Rig
 
@@ -133,3 +134,15 @@ def test_the_same_bytes_every_time() -> None:
     results = [solve(disturbed(), candidates())[0] for _ in range(2)]
     assert results[0].world_from_cam.tobytes() == results[1].world_from_cam.tobytes()
     assert results[0].intrinsics.tobytes() == results[1].intrinsics.tobytes()
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.2, 0.4])
+def test_the_scatter_of_residuals_is_measured_whatever_few_wrong_ones_say(noise: float) -> None:
+    obs = candidates(noise)
+    spoilt = obs.xy.copy()
+    spoilt[::20] += 1.5
+    for xy in (obs.xy, spoilt):
+        tracks = triangulate_tracks(TRUE.projection, Observations(obs.point_index, obs.view_index, xy), 2.0, 1.5)
+        assert 0.55 * noise < residual_sigma_px(TRUE, tracks, 2.0) < 0.85 * noise  # points absorb the rest
+    assert residual_sigma_px(TRUE, TriangulatedTracks.empty(), 2.0) == 2.0
+    assert residual_sigma_px(TRUE, triangulate_tracks(TRUE.projection, candidates(0.0), 2.0, 1.5), 2.0) == 0.05
