@@ -4,6 +4,7 @@
     train_descriptors.py train RUN --steps 3000 --minutes 60
     train_descriptors.py export RUN weights.safetensors
     train_descriptors.py compare RUN                        # against RootSIFT inside the mask, unseen objects
+    train_descriptors.py train RUN2 --start weights.safetensors   # a new schedule from exported weights
 
 A run resumes from RUN/last.safetensors and ends with the same weights as one that was never cut off.
 """
@@ -40,8 +41,15 @@ def _pools(folder: Path, pixels: int, views: int) -> tuple[Pool, Pool]:
 
 def _task(args: argparse.Namespace) -> DescriptorTask:
     network = DescriptorConfig(dim=args.dim, size=args.size)
-    config = DescriptorTaskConfig(pairs=args.pairs, seed=args.seed, unseen_objects=args.unseen)
-    return DescriptorTask(network, config, *_pools(args.run / "pool", args.pixels, args.views))
+    config = DescriptorTaskConfig(
+        pairs=args.pairs,
+        seed=args.seed,
+        unseen_objects=args.unseen,
+        first_objects=args.first_objects,
+        min_visible=args.min_visible,
+    )
+    initial = None if args.start is None else DenseDescriptor.load(args.start).model.state_dict()
+    return DescriptorTask(network, config, _pools(args.run / "pool", args.pixels, args.views), initial)
 
 
 def render(args: argparse.Namespace) -> None:
@@ -105,10 +113,13 @@ def _arguments() -> argparse.Namespace:
         ("pixels", 192, "side in px of rendered views"),
         ("views", 6, "rendered views of an object"),
         ("unseen", 40, "objects of the validation"),
+        ("min-visible", 60, "pairs with fewer of 384 correspondences are drawn again"),
+        ("first-objects", 200, "objects the first step draws from"),
         ("seed", 0, "seed of weights and batches"),
         ("threads", 1, "threads of torch"),
     ):
         parser.add_argument(f"--{name}", type=int, default=value, help=text)
+    parser.add_argument("--start", type=Path, default=None, help="train: exported weights to start from")
     parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
     parser.add_argument("--minutes", type=float, default=None, help="stop after this long; run again to go on")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

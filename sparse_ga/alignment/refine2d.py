@@ -32,6 +32,7 @@ _CANONICAL_SIGMA = 0.03  # the same where parallax is missing, unless the other 
 _WELL_KNOWN = 0.01  # log depth, by the matches alone
 _STAGES_PX = (16.0, 4.0)  # scales of the loss before the final one, where residuals are that large
 _RAYLEIGH = 1.1774  # median length of a 2D normal residual of unit standard deviation per coordinate
+_KNOWN_BY = 20  # residuals
 _ROUNDS = 8  # of solving, judging pairs and placing views
 _ADMIT, _DISMISS = 0.6, 0.2  # shares of agreeing matches that bring a pair back, and that drop one
 
@@ -231,6 +232,7 @@ def _solve(
             history.append(coarse.history)
     final = minimise(problem, state, Loss(config.loss_px), 8, 1e-3)
     history.append(final.history)
+    problem = replace(problem, observations=weighted_by_pair(problem, final.state, config.loss_px))
     measured = adapted_loss(problem, final.state, config.loss_px)
     problem = replace(problem, depth_weight=adapted_depth_weight(problem, final.state, measured))
     loss = solving(measured, config.loss_px)
@@ -242,6 +244,28 @@ def _solve(
             final, problem = freed, moved
             history.append(freed.history)
     return Solution(final.state, final.status, np.concatenate(history)), problem
+
+
+def weighted_by_pair(problem: Problem, state: State, loss_px: float) -> Observations:
+    """The observations, those of pairs whose matches scatter more than most with less weight: (sigma / sigma_pair)^2.
+
+    Matches of one predictor may come from sub-pixel keypoints on one pair and from coarse descriptors on another; the
+    scatter of a pair's residuals tells (feasible generalised least squares). Few residuals tell little: a pair's
+    variance is averaged with that of `_KNOWN_BY` residuals of all pairs. Weights change by a factor of 30 at most.
+    """
+    observations, lengths = problem.observations, residual_lengths(problem, state)
+    pair = np.repeat(observations.link_pair, np.diff(observations.link_start))  # (M,)
+    middle = max(float(np.median(lengths)), 0.02 * loss_px)
+    order = np.lexsort((lengths, pair))
+    starts = np.flatnonzero(np.diff(pair[order], prepend=-1))
+    counts = np.diff(np.append(starts, len(order)))
+    spread = lengths[order][starts + counts // 2]  # (P,) upper medians
+    variance = (counts * spread**2 + _KNOWN_BY * middle**2) / (counts + _KNOWN_BY)
+    factor = np.clip(middle**2 / variance, 1 / 30, 30.0)
+    rows = np.repeat(factor, counts)
+    weight = observations.weight.copy()
+    weight[order] *= rows
+    return replace(observations, weight=weight)
 
 
 def adapted_loss(problem: Problem, state: State, loss_px: float) -> Loss:

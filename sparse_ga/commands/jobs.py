@@ -135,9 +135,11 @@ def _make_paths_absolute(overrides: dict[str, Any]) -> None:
     predictor = overrides.get("predictor")
     if isinstance(predictor, str) and predictor not in NAMES and Path(predictor).exists():
         overrides["predictor"] = absolute(predictor)
-    pairs = overrides.get("pairs")
+    pairs, forward = overrides.get("pairs"), overrides.get("forward")
     if isinstance(pairs, dict) and isinstance(pairs.get("pairs_file"), str):
         pairs["pairs_file"] = absolute(pairs["pairs_file"])
+    if isinstance(forward, dict) and forward.get("descriptors") not in (None, "packaged"):
+        forward["descriptors"] = absolute(forward["descriptors"])
 
 
 def record_from(args: argparse.Namespace, out: Path, label: int | None = None) -> JobRecord:

@@ -117,10 +117,8 @@ def _retract(rotation: Array, translation: Array, step: Array) -> tuple[Array, A
     return exp_so3(step[:, :3]) @ rotation, moved / np.linalg.norm(moved, axis=-1, keepdims=True)
 
 
-def _sampson_step(
-    rays_i: Array, rays_j: Array, weights: Array, rotation: Array, translation: Array, scale: float
-) -> Array:
-    """Gauss-Newton step (B, 5) of the Cauchy Sampson cost, gradient norms held fixed."""
+def _sampson_jacobian(rays_i: Array, rays_j: Array, rotation: Array, translation: Array) -> tuple[Array, Array]:
+    """Sampson distances (B, M) and their derivatives (B, M, 5) by `_retract`'s step, gradient norms held fixed."""
     matrix = essential(rotation, translation)
     turned = rays_i @ np.swapaxes(rotation, -1, -2)  # (B, M, 3), R ray_i
     line_j = rays_i @ np.swapaxes(matrix, -1, -2)
@@ -130,12 +128,32 @@ def _sampson_step(
     d_rotation = rays_j * (t * turned).sum(-1, keepdims=True) - t * (rays_j * turned).sum(-1, keepdims=True)
     d_translation = _cross(turned, rays_j) @ _tangent(translation)  # (B, M, 2)
     jacobian = np.concatenate([d_rotation, d_translation], -1) / norm[..., None]  # (B, M, 5)
-    residual = (rays_j * line_j).sum(-1) / norm  # (B, M)
+    return (rays_j * line_j).sum(-1) / norm, jacobian
+
+
+def _sampson_step(
+    rays_i: Array, rays_j: Array, weights: Array, rotation: Array, translation: Array, scale: float
+) -> Array:
+    """Gauss-Newton step (B, 5) of the Cauchy Sampson cost, gradient norms held fixed."""
+    residual, jacobian = _sampson_jacobian(rays_i, rays_j, rotation, translation)
     w = weights / (1 + (residual / scale) ** 2)
     normal = np.einsum("bmk,bm,bml->bkl", jacobian, w, jacobian)
     gradient = np.einsum("bmk,bm,bm->bk", jacobian, w, residual)
     ridge = 1e-9 * np.trace(normal, axis1=1, axis2=2)[:, None, None] + 1e-18
     return -np.linalg.solve(normal + ridge * np.eye(5), gradient[..., None])[..., 0]
+
+
+def rotation_sigma_deg(rays_i: Array, rays_j: Array, pose: RelativePose, sigma: float) -> float:
+    """Standard deviation in degrees of a pose's rotation, from its inliers among rays (M, 3) whose Sampson distances
+    have the standard deviation `sigma` (px / focal); infinite where they do not determine it."""
+    ends = rays_i[pose.inliers][None], rays_j[pose.inliers][None]
+    _, jacobian = _sampson_jacobian(*ends, pose.rotation[None], pose.translation[None])
+    normal = jacobian[0].T @ jacobian[0]  # (5, 5)
+    value, vector = np.linalg.eigh(normal)
+    if value[0] <= 1e-12 * max(value[-1], 1e-300):
+        return float("inf")
+    variance = ((vector[:3] ** 2) / value).sum()
+    return float(np.degrees(sigma * np.sqrt(variance)))
 
 
 def midpoint_depths(rays_i: Array, rays_j: Array, rotation: Array, translation: Array) -> tuple[Array, Array]:
@@ -170,7 +188,7 @@ def optimal_rays(rays_i: Array, rays_j: Array, rotation: Array, translation: Arr
 
 
 def estimate_relative_pose(
-    rays_i: Array, rays_j: Array, threshold: float, reliable: Array | None = None
+    rays_i: Array, rays_j: Array, threshold: float, reliable: Array | None = None, independent: float = 1.0
 ) -> RelativePose | None:
     """Relative pose of a pair from rays (M, 3) with outliers, or None if there is none.
 
@@ -178,7 +196,8 @@ def estimate_relative_pose(
     epipolar geometry, which long focal lengths need (there the five-point solver is ill-conditioned and often ends in
     a solution without parallax). Sampson refinement of all of them; the lowest robust cost wins.
     `threshold` is the inlier distance in ray-plane units (px / focal). Samples are drawn among the `reliable` (M,) bool
-    correspondences where there are enough of them; all others may join as inliers afterwards.
+    correspondences where there are enough of them; all others may join as inliers afterwards. `independent` is the
+    share of correspondences that are evidence of their own, for `ambiguity_deg`.
     """
     if len(rays_i) < 6:
         return None
@@ -199,7 +218,7 @@ def estimate_relative_pose(
     cost = np.log1p(error**2).sum(1)  # (B,), negative log likelihood
     best = int(cost.argmin())
     rotation, translation = rotations[best], translations[best]
-    rivals = rotations[cost < cost[best] + _RIVAL_COST]
+    rivals = rotations[cost < cost[best] + _RIVAL_COST / independent]
     ambiguity = float(rotation_angle_deg(np.swapaxes(rivals, 1, 2) @ rotation).max())
     inliers = np.abs(sampson(rays_i, rays_j, essential(rotation, translation))) < threshold
     rotation, translation, front = _choose_side(rays_i, rays_j, rotation, translation, inliers)

@@ -1,4 +1,4 @@
-"""A small convolutional network that describes every pixel of a masked object, and matching of what it describes.
+"""A small convolutional network that describes every pixel of a masked object; `sparse_ga.matching.dense` matches.
 
 The object is cut out by its mask, brought to one size, and everything else is painted with one value, so that the
 background cannot speak. Four copies turned by quarter turns pass through the network; their descriptors are turned
@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparse_ga.products import Array, PairMatches, View
+from sparse_ga.products import Array, View
 
 STRIDE = 2
 TURNS = 4
-_RIVAL_DISTANCE = 4  # grid points
 _FORMAT = "sparse_ga.descriptor_cnn/1"
 
 
@@ -133,7 +133,7 @@ def describe_turned(model: DescriptorCNN, inputs: Tensor) -> tuple[Tensor, Tenso
 
 def cycled(descriptors: Array, turns: int) -> Array:
     """Descriptors (..., 4 D) as of a photograph turned by `turns` quarter turns counter-clockwise."""
-    return np.roll(descriptors, -turns * (descriptors.shape[-1] // TURNS), -1)
+    return descriptors if turns % TURNS == 0 else np.roll(descriptors, -turns * (descriptors.shape[-1] // TURNS), -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,10 +143,19 @@ class DescriptorMap:
     Grid point (x, y), integers, lies at working pixel ``view_from_grid @ (x, y, 1)``.
     """
 
-    descriptors: Array  # (h, w, 4 D) float32, unit length
+    descriptors: Array  # (h, w, 4 D) float32, unit length; D where the photograph was turned upright before
     reliability: Array  # (h, w) float32 in [0, 1]: how likely a match is right, whatever it is matched with
     valid: Array  # (h, w) bool: on the object
     view_from_grid: Array  # (3, 3) float64 affine
+
+    @property
+    def spacing_px(self) -> float:
+        """Distance of neighbouring grid points in working px."""
+        return float(np.hypot(*self.view_from_grid[:2, 0]))
+
+    def to_view(self, xy: Array) -> Array:
+        """Working pixels (M, 2) of grid positions (M, 2)."""
+        return xy @ self.view_from_grid[:2, :2].T + self.view_from_grid[:2, 2]
 
 
 def square_around(mask: Array, margin: float = 0.08) -> tuple[Array, float]:
@@ -195,11 +204,14 @@ class DenseDescriptor:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such weights; train them with pipelines/train_descriptors.py")
-        with safe_open(path, framework="pt") as handle:
-            metadata = handle.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise ValueError(f"{path}: not weights of the descriptor network (format {metadata.get('format')!r})")
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
+        try:
+            with safe_open(path, framework="pt") as handle:
+                metadata = handle.metadata() or {}
+                tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
+        except SafetensorError as error:
+            raise ValueError(f"{path}: damaged, or not a safetensors file ({error})") from error
+        if metadata.get("format") != _FORMAT:
+            raise ValueError(f"{path}: not weights of the descriptor network (format {metadata.get('format')!r})")
         raw = json.loads(metadata["config"])
         config = DescriptorConfig(raw["dim"], tuple(raw["widths"]), tuple(raw["blocks"]), raw["size"])
         model = DescriptorCNN(config)
@@ -213,89 +225,39 @@ class DenseDescriptor:
         return {"format": _FORMAT, "config": json.dumps(asdict(config)), "license": "Apache-2.0"}
 
     def describe(self, view: View) -> DescriptorMap:
-        """Descriptors on a grid over the view's object, about `size` / 2 points along its longer side."""
+        """Descriptors that bear any roll, on a grid over the view's object, `size` / 2 points along its longer side."""
+        view_from_cut, inputs, valid = self._cut(view, 0.0, self.size)
+        return _descriptor_map(describe_turned(self.model, inputs), valid, view_from_cut)
+
+    @torch.no_grad()
+    def describe_upright(self, view: View, roll: float, size: int) -> DescriptorMap:
+        """Descriptors of the view's object with its photograph turned back by `roll` (radians), at `size` px."""
+        view_from_cut, inputs, valid = self._cut(view, roll, size)
+        descriptors, logits = self.model(inputs)
+        return _descriptor_map((descriptors, torch.sigmoid(logits)), valid, view_from_cut)
+
+    def _cut(self, view: View, roll: float, size: int) -> tuple[Array, Tensor, Tensor]:
+        """view_from_cut (3, 3), network input (1, 4, S, S) and grid points on the object (S / 2, S / 2) of `size` S."""
         centre, side = square_around(view.mask)
-        scale = side / self.size
-        view_from_cut = np.array([[scale, 0, centre[0] - scale * (self.size - 1) / 2], [0, scale, 0], [0, 0, 1]])
-        view_from_cut[1, 2] = centre[1] - scale * (self.size - 1) / 2
+        view_from_cut = np.eye(3)
+        cosine, sine = side / size * math.cos(roll), side / size * math.sin(roll)
+        view_from_cut[:2, :2] = [[cosine, -sine], [sine, cosine]]
+        view_from_cut[:2, 2] = centre - view_from_cut[:2, :2] @ np.full(2, (size - 1) / 2)
         device = next(self.model.parameters()).device
         image = torch.from_numpy(view.image.copy()).to(device).permute(2, 0, 1)[None].float() / 255
         mask = torch.from_numpy(view.mask.copy()).to(device)[None]
-        image, mask = cut_out(image, mask, torch.from_numpy(view_from_cut)[None].to(device), self.size)
-        descriptors, reliability = describe_turned(self.model, normalise(image, mask))
-        cut_from_grid = np.array([[STRIDE, 0, (STRIDE - 1) / 2], [0, STRIDE, (STRIDE - 1) / 2], [0, 0, 1.0]])
+        image, mask = cut_out(image, mask, torch.from_numpy(view_from_cut)[None].to(device), size)
         valid = F.avg_pool2d(mask[:, None].float(), STRIDE)[0, 0] > 0.49
-        return DescriptorMap(
-            descriptors[0].permute(1, 2, 0).cpu().numpy(),
-            reliability[0].cpu().numpy(),
-            valid.cpu().numpy(),
-            view_from_cut @ cut_from_grid,
-        )
+        return view_from_cut, normalise(image, mask), valid
 
 
-def _similarity_peak(similarity: Array, valid: Array, best: Array) -> Array:
-    """Offsets (M, 2) in grid units of the peak near `best` (M, 2), by parabolas along x and y through similarity rows
-    (M, h, w); 0 where a neighbour is off the object."""
-    rows = np.arange(len(best))
-    offsets = np.zeros((len(best), 2), np.float32)
-    height, width = valid.shape
-    for axis, (dx, dy) in enumerate(((1, 0), (0, 1))):
-        x, y = best[:, 0], best[:, 1]
-        inner = (x - dx >= 0) & (x + dx < width) & (y - dy >= 0) & (y + dy < height)
-        xl, xh = np.clip(x - dx, 0, width - 1), np.clip(x + dx, 0, width - 1)
-        yl, yh = np.clip(y - dy, 0, height - 1), np.clip(y + dy, 0, height - 1)
-        inner &= valid[yl, xl] & valid[yh, xh]
-        low, mid, high = similarity[rows, yl, xl], similarity[rows, y, x], similarity[rows, yh, xh]
-        curve = low + high - 2 * mid
-        step = 0.5 * (low - high) / np.where(curve < -1e-6, curve, -1.0)
-        offsets[:, axis] = np.where(inner & (curve < -1e-6), np.clip(step, -0.5, 0.5), 0)
-    return offsets
-
-
-def _reciprocal(similarity: Array) -> tuple[Array, Array]:
-    """Rows and columns (M,) of `similarity` (P, Q) that are each other's best."""
-    forward, backward = similarity.argmax(1), similarity.argmax(0)
-    rows = np.flatnonzero(backward[forward] == np.arange(len(forward)))
-    return rows, forward[rows]
-
-
-def _margins(similarity: Array, found: tuple[Array, Array], yx: tuple[Array, Array]) -> Array:
-    """How much more similar each match (M,) is than the best rival of either end; rivals are grid points `yx` further
-    than `_RIVAL_DISTANCE` from the match, so that its own neighbours do not count."""
-    rows, columns = found
-    best = similarity[rows, columns]
-    margins = []
-    for values, at, own in ((similarity[rows], yx[1], columns), (similarity[:, columns].T, yx[0], rows)):
-        away = np.abs(at[None] - at[own][:, None]).max(2) > _RIVAL_DISTANCE  # (M, candidates)
-        margins.append(best - np.where(away, values, -1.0).max(1))
-    return np.minimum(margins[0], margins[1])
-
-
-def match_maps(map_i: DescriptorMap, map_j: DescriptorMap, min_confidence: float = 0.0) -> tuple[PairMatches, int]:
-    """Reciprocal matches of two described views, working px, and the quarter turns of view j under which they are best.
-
-    Confidence is the margin of a match: its cosine similarity less that of its best rival elsewhere on either object,
-    0 where a rival is as good. Turns are chosen by the sum of confidences. Positions in view j are refined between
-    grid points.
-    """
-    on_i, on_j = np.argwhere(map_i.valid), np.argwhere(map_j.valid)  # (P, 2), (Q, 2) as (y, x)
-    if len(on_i) == 0 or len(on_j) == 0:
-        return PairMatches.empty(), 0
-    a, b = map_i.descriptors[map_i.valid], map_j.descriptors[map_j.valid]  # (P, 4 D), (Q, 4 D)
-    trials = []
-    for turns in range(TURNS):
-        similarity = a @ cycled(b, turns).T  # (P, Q)
-        found = _reciprocal(similarity)
-        confidence = _margins(similarity, found, (on_i, on_j)).clip(0, 1)
-        trials.append((float(confidence.sum()), similarity, found, confidence))
-    turns = max(range(TURNS), key=lambda turn: trials[turn][0])
-    _, similarity, (rows, columns), confidence = trials[turns]
-    kept = confidence >= min_confidence
-    rows, columns, confidence = rows[kept], columns[kept], confidence[kept]
-    dense = np.zeros((len(rows), *map_j.valid.shape), np.float32)
-    dense[:, map_j.valid] = similarity[rows]
-    xy_j = on_j[columns][:, ::-1]
-    xy_j = xy_j + _similarity_peak(dense, map_j.valid, xy_j)
-    xy_i = on_i[rows][:, ::-1].astype(float)
-    ends = [xy @ m.view_from_grid[:2, :2].T + m.view_from_grid[:2, 2] for xy, m in ((xy_i, map_i), (xy_j, map_j))]
-    return PairMatches(ends[0].astype(np.float32), ends[1].astype(np.float32), confidence.astype(np.float32)), turns
+def _descriptor_map(described: tuple[Tensor, Tensor], valid: Tensor, view_from_cut: Array) -> DescriptorMap:
+    """The first of a batch of descriptors (1, D, h, w) and reliabilities (1, h, w) as a map."""
+    descriptors, reliability = described
+    cut_from_grid = np.array([[STRIDE, 0, (STRIDE - 1) / 2], [0, STRIDE, (STRIDE - 1) / 2], [0, 0, 1.0]])
+    return DescriptorMap(
+        descriptors[0].permute(1, 2, 0).cpu().numpy(),
+        reliability[0].cpu().numpy(),
+        valid.cpu().numpy(),
+        view_from_cut @ cut_from_grid,
+    )

@@ -1,4 +1,8 @@
-"""The classical predictor: RootSIFT inside the mask, essential matrices, triangulation. No weights, CPU only.
+"""The classical predictor: RootSIFT inside the mask, essential matrices, triangulation; on a CPU in a second a pair.
+
+With a descriptor network (1.2 million parameters, ours), pairs on which SIFT finds no pose, or one that few matches
+agree on, are asked for dense matches: coarser, and rarely wrong. A pose of SIFT's that theirs confirms is kept; where
+there is none, theirs is taken.
 
 Point maps come from the triangulated inliers: their log depth is spread over the mask by harmonic interpolation, with
 a confidence that falls with the distance to the evidence, and with the ambiguity of the pair's pose. Depth is
@@ -27,7 +31,9 @@ from sparse_ga.geometry.two_view import (
     sampson,
 )
 from sparse_ga.matching.verify import Verification
+from sparse_ga.network.descriptor_cnn import DenseDescriptor
 from sparse_ga.predictors.base import Features
+from sparse_ga.predictors.described import DensePose, DenseSettings, dense_pose, pack
 from sparse_ga.predictors.interpolation import distance_to, harmonic_field, paint_background
 from sparse_ga.predictors.self_calibration import KeypointMatches, Keypoints, calibrate
 from sparse_ga.products import Array, PairMatches, PairPrediction, Pointmap, View
@@ -48,6 +54,8 @@ class ClassicalSettings:
     """Lowe's ratio of the matches that give a pair its pose: few wrong ones among them make a better pose."""
     loose_ratio: float = 0.9
     """The ratio of matches that join a pose they agree with, and that give a pose where the strict ones give none."""
+    strong_matches: int = 100
+    """A pose that as many strict matches agree on is not compared with the descriptor network's."""
     calibration_matches: int = 100
     """A pair with as many matches within `ratio` enters calibration without the looser ones."""
     threshold_px: float = 1.5
@@ -60,13 +68,21 @@ class ClassicalSettings:
 class ClassicalPredictor:
     """`FeaturePredictor` and `Calibrator` without weights (see the module's docstring)."""
 
-    def __init__(self, settings: ClassicalSettings | None = None) -> None:
-        self.settings = settings or ClassicalSettings()
+    def __init__(self, settings: ClassicalSettings | None = None, describer: DenseDescriptor | None = None) -> None:
+        """`describer` gives dense matches to pairs on which SIFT finds little; without one it is SIFT alone."""
+        self.settings, self.describer = settings or ClassicalSettings(), describer
         content = f"classical-7 {cv2.__version__} {sorted(asdict(self.settings).items())}"
+        if describer is not None:
+            content += f" dense-1 {describer.fingerprint} {sorted(asdict(DenseSettings()).items())}"
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
 
     def encode(self, view: View) -> Features:
-        """SIFT on the mask: `xy` (K, 2) and blob diameter `size` (K,) float32 working px, `sift` (K, 128) uint8."""
+        """SIFT on the mask: `xy` (K, 2) and blob diameter `size` (K,) float32 working px, `sift` (K, 128) uint8; with a
+        descriptor network also what `described.pack` makes of its map."""
+        dense = {} if self.describer is None else pack(self.describer.describe(view))
+        return self._sift(view) | dense
+
+    def _sift(self, view: View) -> Features:
         image = cv2.cvtColor(paint_background(view.image, view.mask), cv2.COLOR_RGB2GRAY)
         detector = cv2.SIFT.create(
             nfeatures=self.settings.max_keypoints,
@@ -96,21 +112,35 @@ class ClassicalPredictor:
         self, view_i: View, view_j: View, features_i: Features, features_j: Features
     ) -> PairPrediction:
         """As `predict`, from features computed before. Views without intrinsics get a common guess of the focal."""
-        s, sift = self.settings, (features_i["sift"], features_j["sift"])
-        pose = self._pose(match_root_sift(*sift, s.ratio), (view_i, view_j), (features_i, features_j))
-        loose = match_root_sift(*sift, s.loose_ratio)
-        if isinstance(pose, str):
-            pose = self._pose(loose, (view_i, view_j), (features_i, features_j))
+        s, views, features = self.settings, (view_i, view_j), (features_i, features_j)
+        sift = features_i["sift"], features_j["sift"]
+        pose, loose = (
+            self._pose(match_root_sift(*sift, s.ratio), views, features),
+            match_root_sift(*sift, s.loose_ratio),
+        )
+        strong = not isinstance(pose, str) and int(pose.inliers.sum()) >= s.strong_matches
+        dense = None if strong else self._dense(views, features)
+        if isinstance(pose, str) or (dense is not None and not dense.confirms(pose)):
+            pose = self._pose(loose, views, features)
+        if dense is not None and (isinstance(pose, str) or not dense.confirms(pose)):
+            return self._triangulated(view_i, view_j, dense.pose, dense.matches)
         if isinstance(pose, str):
             return PairPrediction.reject(view_i, view_j, pose)
         index_i, index_j, _ = loose
-        ends = _bearings((view_i, view_j), (features_i, features_j), (index_i, index_j))
-        keep = ends.agree(pose, s.threshold_px)
+        keep = _bearings(views, features, (index_i, index_j)).agree(pose, s.threshold_px)
         index_i, index_j = index_i[keep], index_j[keep]
         sigma = np.maximum(location_sigma(features_i["size"][index_i]), location_sigma(features_j["size"][index_j]))
         confidence = (1 / sigma**2).astype(np.float32)
         matches = PairMatches(features_i["xy"][index_i], features_j["xy"][index_j], confidence)
         return self._triangulated(view_i, view_j, pose, matches)
+
+    def _dense(self, views: tuple[View, View], features: tuple[Features, Features]) -> DensePose | None:
+        """The pair's pose by the descriptor network, if there is one and it is to be relied on."""
+        if self.describer is None:
+            return None
+        cameras = working_intrinsics(views[0]), working_intrinsics(views[1])
+        found = dense_pose(self.describer, views, features, cameras, DenseSettings())
+        return None if isinstance(found, str) else found
 
     def _pose(
         self, matches: tuple[Array, Array, Array], views: tuple[View, View], features: tuple[Features, Features]

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sparse_ga.config import ForwardConfig
+from sparse_ga.devices import resolve_device
 from sparse_ga.errors import InputError
 from sparse_ga.predictors.base import Calibrator, FeaturePredictor, Features, PairPredictor
 from sparse_ga.products import PairPrediction, View
+
+if TYPE_CHECKING:
+    from sparse_ga.network.descriptor_cnn import DenseDescriptor
 
 NAMES = ("classical", "compact", "mast3r")
 
@@ -22,7 +27,7 @@ def load_predictor(name: str, config: ForwardConfig) -> PairPredictor:
     if name == "classical":
         from sparse_ga.predictors.classical import ClassicalPredictor
 
-        return ClassicalPredictor()
+        return ClassicalPredictor(describer=load_describer(config))
     if name == "compact":
         from sparse_ga.predictors.compact import CompactPredictor
 
@@ -34,6 +39,20 @@ def load_predictor(name: str, config: ForwardConfig) -> PairPredictor:
     raise InputError(
         f"predictor {name!r} is unknown; choose {', '.join(NAMES)}, a hub name like owner/model, or a checkpoint's path"
     )
+
+
+def load_describer(config: ForwardConfig) -> DenseDescriptor | None:
+    """The descriptor network that `config.descriptors` names; raises `InputError` where there is none."""
+    from sparse_ga.network.descriptor_cnn import DenseDescriptor
+    from sparse_ga.predictors.described import FIRST_SIZE, packaged_weights
+
+    if config.descriptors is None:
+        return None
+    path = packaged_weights() if config.descriptors == "packaged" else Path(config.descriptors)
+    try:
+        return DenseDescriptor.load(path, FIRST_SIZE, resolve_device(config.device))
+    except (OSError, ValueError) as error:
+        raise InputError(f"forward.descriptors: {error}") from None
 
 
 class RecordedPredictor:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparse_ga.matching.dense import coarse_matches, match_maps
 from sparse_ga.network.descriptor_cnn import (
     STRIDE,
     DenseDescriptor,
     DescriptorCNN,
     DescriptorConfig,
     cut_out,
-    match_maps,
     normalise,
     square_around,
 )
@@ -25,7 +25,8 @@ from sparse_ga.products import Array, PairMatches
 from sparse_ga.synthetic.procedural.bundle import Draw
 from sparse_ga.synthetic.procedural.correspondences import correspond, relative_pose, unproject
 from sparse_ga.synthetic.procedural.pool import Pool
-from sparse_ga.training.losses import info_nce, reliability_loss
+from sparse_ga.training.checkpoints import digest_of
+from sparse_ga.training.losses import info_nce, local_nce, reliability_loss
 from sparse_ga.training.metrics import Record
 from sparse_ga.training.validation import UnseenPair, score_matches, summarise_matches, unseen_pairs
 
@@ -44,6 +45,14 @@ class DescriptorTaskConfig:
     """Relative rolls within this are drawn; the rest is left to quarter turns."""
     ignore_px: float = 2.5
     """Candidates nearer than this to the right one are neither right nor wrong (px of the cut-out)."""
+    windows: int = 96
+    """Correspondences of a pair whose exact place is learnt as well."""
+    window_px: int = 3
+    """Half the side of the window in which it is looked for."""
+    window_sharpness: float = 4.0
+    """Inverse temperature within windows, as a multiple of that between correspondences."""
+    window_weight: float = 0.5
+    """Weight of that loss; 0 leaves it out."""
     first_objects: int = 200
     """Objects the first step draws from."""
     objects_per_step: float = 0.2
@@ -141,6 +150,32 @@ def at_pixels(maps: Tensor, xy: Tensor) -> Tensor:
     return F.grid_sample(maps, grid, align_corners=False, padding_mode="border")[..., 0].transpose(1, 2)
 
 
+def window_loss(
+    maps: Tensor, described: Tensor, xy: Tensor, valid: Tensor, scale: Tensor, config: DescriptorTaskConfig, step: int
+) -> Tensor:
+    """`local_nce` () of both directions, in windows that are off the truth by a random amount.
+
+    `maps` (2 B, D, h, w) of views a and b in turn; `described` (B, 2, N, D) at correspondences `xy` (B, 2, N, 2), of
+    which `valid` (B, N) bool count: where a match is not found at all, nothing can be learnt about its exact place.
+    """
+    count, reach = min(config.windows, xy.shape[2]), config.window_px
+    order = torch.argsort((~valid).to(torch.uint8), dim=1, stable=True)[:, :count]  # (B, n)
+    valid = torch.gather(valid, 1, order)
+    xy = torch.gather(xy, 2, order[:, None, :, None].expand(-1, 2, -1, 2))
+    described = torch.gather(described, 2, order[:, None, :, None].expand(-1, 2, -1, described.shape[-1]))
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    off = (2 * torch.rand(len(xy), 2, count, 2, generator=generator) - 1).to(xy.device) * (reach - 1)
+    axis = torch.arange(-reach, reach + 1, dtype=xy.dtype, device=xy.device)
+    places = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).reshape(-1, 2)  # (K, 2)
+    target = (1 - (places + off[..., None, :]).abs()).clamp_min(0).prod(-1)  # bilinear weights of the truth
+    around = xy[:, :, :, None] + off[..., None, :] + places  # (B, 2, n, K, 2)
+    sampled = at_pixels(maps, around.flatten(0, 1).flatten(1, 2)).unflatten(1, (count, -1))  # (2 B, n, K, D)
+    sampled = F.normalize(sampled, dim=-1).unflatten(0, (-1, 2))
+    sharp = config.window_sharpness * scale
+    there = local_nce(described[:, 0], sampled[:, 1], target[:, 1], valid, sharp)
+    return 0.5 * (there + local_nce(described[:, 1], sampled[:, 0], target[:, 0], valid, sharp))
+
+
 def _scale(model: nn.Module) -> Tensor:
     assert isinstance(model, DescriptorCNN)
     return model.scale
@@ -149,21 +184,34 @@ def _scale(model: nn.Module) -> Tensor:
 class DescriptorTask:
     """InfoNCE on correspondences, and a reliability that learns which of them come out right."""
 
-    def __init__(self, network: DescriptorConfig, config: DescriptorTaskConfig, pool: Pool, unseen: Pool) -> None:
-        self.network, self.config, self.pool, self.unseen = network, config, pool, unseen
+    def __init__(
+        self,
+        network: DescriptorConfig,
+        config: DescriptorTaskConfig,
+        pools: tuple[Pool, Pool],
+        initial: dict[str, Tensor] | None = None,
+    ) -> None:
+        self.network, self.config, (self.pool, self.unseen), self.initial = network, config, pools, initial
 
     def settings(self) -> dict[str, object]:
-        """Network, batches and what is rendered."""
-        settings = {"network": dataclasses.asdict(self.network), "task": dataclasses.asdict(self.config)}
+        """Network, batches, what is rendered, and which weights it starts from."""
+        settings: dict[str, object] = {
+            "network": dataclasses.asdict(self.network),
+            "task": dataclasses.asdict(self.config),
+        }
+        if self.initial is not None:
+            settings["initial"] = digest_of(self.initial)
         for name, pool in (("pool", self.pool), ("unseen", self.unseen)):
             settings[name] = {"seed": pool.seed, **dataclasses.asdict(pool.config)}
         return json.loads(json.dumps(settings))
 
     def build(self) -> nn.Module:
-        """The network with initial weights that depend on the seed only."""
+        """The network with the weights given at the start, or random ones that depend on the seed only."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             model = DescriptorCNN(self.network)
+        if self.initial is not None:
+            model.load_state_dict(self.initial)
         for kernel in model.parameters():
             if kernel.ndim == 4:
                 kernel.data = kernel.data.contiguous(memory_format=torch.channels_last)
@@ -187,7 +235,11 @@ class DescriptorTask:
             trust[:, 1], found.correct, valid
         )
         record = {"nce": float(found.loss.detach()), "accuracy": float(found.accuracy), "doubt": float(doubt.detach())}
-        return found.loss + 0.1 * doubt, record | {"scale": float(scale.detach())}
+        loss = found.loss + 0.1 * doubt
+        if self.config.window_weight > 0:
+            local = window_loss(maps, described, xy, found.correct, scale, self.config, step)
+            loss, record = loss + self.config.window_weight * local, record | {"local": float(local.detach())}
+        return loss, record | {"scale": float(scale.detach())}
 
     def validate(self, model: nn.Module) -> Record:
         """Reciprocal matches on unseen objects, 20 to 60 degrees apart."""
@@ -198,5 +250,7 @@ class DescriptorTask:
 
 
 def describer_matches(describer: DenseDescriptor, pair: UnseenPair) -> PairMatches:
-    """All reciprocal matches of a pair."""
-    return match_maps(describer.describe(pair.view_i), describer.describe(pair.view_j))[0]
+    """All reciprocal matches of a pair, after the first look only."""
+    maps = describer.describe(pair.view_i), describer.describe(pair.view_j)
+    _, turns = coarse_matches(*maps)
+    return match_maps(*maps, turns)

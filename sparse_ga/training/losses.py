@@ -52,6 +52,17 @@ def info_nce(
     return MatchLoss(each.sum() / count, each, correct, correct.sum() / count)
 
 
+def local_nce(described: Tensor, around: Tensor, target: Tensor, valid: Tensor, scale: Tensor | float) -> Tensor:
+    """Cross-entropy () of where a pixel lies within a window of the other view: what makes matches exact.
+
+    `described` (B, N, D) and the window's descriptors `around` (B, N, K, D), unit length; `target` (B, N, K): the
+    weights of the K places, which add up to 1; `valid` (B, N) bool; `scale` is the inverse temperature.
+    """
+    logits = scale * (around @ described[..., None])[..., 0]  # (B, N, K)
+    each = -(target * F.log_softmax(logits, -1)).sum(-1)
+    return torch.where(valid, each, 0.0).sum() / valid.sum().clamp_min(1)
+
+
 def reliability_loss(logits: Tensor, correct: Tensor, valid: Tensor) -> Tensor:
     """Binary cross-entropy () of predicted reliability `logits` (B, N) against what matched correctly (B, N)."""
     loss = F.binary_cross_entropy_with_logits(logits, correct.float(), reduction="none")

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from sparse_ga.matching.dense import coarse_matches, match_maps
 from sparse_ga.network.descriptor_cnn import (
     DenseDescriptor,
     DescriptorCNN,
     DescriptorConfig,
     cycled,
-    match_maps,
 )
 from sparse_ga.products import Array, PairMatches, View
 from sparse_ga.synthetic.procedural.pool import Pool
@@ -76,7 +76,9 @@ def test_a_quarter_turn_only_cycles_descriptors(describer: DenseDescriptor, turn
 def test_matches_of_a_turned_picture_are_exact(describer: DenseDescriptor, turns: int) -> None:
     image, mask = _picture()
     a, b = (_view(np.rot90(x, k), np.rot90(m, k)) for (x, m), k in (((image, mask), 0), ((image, mask), turns)))
-    matches, found = match_maps(describer.describe(a), describer.describe(b))
+    maps = describer.describe(a), describer.describe(b)
+    _, found = coarse_matches(*maps)
+    matches = match_maps(*maps, found)
     assert found == -turns % 4
     assert len(matches) > 300
     x, y = matches.xy_i.T
@@ -113,7 +115,9 @@ def test_empty_mask_gives_no_matches(describer: DenseDescriptor) -> None:
     nothing = describer.describe(_view(image, np.zeros_like(mask)))
     assert not nothing.valid.any()
     assert np.isfinite(nothing.descriptors).all()
-    assert len(match_maps(describer.describe(_view(image, mask)), nothing)[0]) == 0
+    something = describer.describe(_view(image, mask))
+    assert len(coarse_matches(something, nothing)[0]) == 0
+    assert len(match_maps(nothing, something, 0)) == 0
 
 
 def test_tiny_object_and_whole_image(describer: DenseDescriptor) -> None:
@@ -166,7 +170,7 @@ def _task(pool: Pool) -> DescriptorTask:
     config = DescriptorTaskConfig(
         pairs=2, correspondences=48, first_objects=2, objects_per_step=0.5, unseen_objects=2, min_visible=20
     )
-    return DescriptorTask(SMALL, config, pool, Pool(pool.folder, pool.config, 6))
+    return DescriptorTask(SMALL, config, (pool, Pool(pool.folder, pool.config, 6)))
 
 
 def test_descriptor_training_learns_and_resumes_with_the_same_bytes(pool: Pool, tmp_path: Path) -> None:

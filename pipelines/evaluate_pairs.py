@@ -1,0 +1,137 @@
+"""How good a predictor's pairs are, one by one, on photographs with known cameras.
+
+    evaluate_pairs.py SET                                          # SET/images, SET/masks, SET/gt.json
+    evaluate_pairs.py SET --descriptors weights.safetensors        # the classical predictor with a descriptor network
+    evaluate_pairs.py SET --predictor compact --max-angle 60
+
+Intrinsics are the true ones; nothing is aligned. gt.json is as for evaluate.py. *right* is a pose with rotation and
+direction of translation within 15 degrees, *close* within 5; *wrong* is one that is off by more than 15.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparse_ga.config import make_config
+from sparse_ga.evaluation import CameraSet, format_table, relative_errors_deg
+from sparse_ga.geometry.transforms import inverse
+from sparse_ga.io.images import find_images
+from sparse_ga.pipeline import given_cameras, make_job
+from sparse_ga.predictors.base import FeaturePredictor, PairPredictor
+from sparse_ga.predictors.loading import load_predictor
+from sparse_ga.products import Array, PairPrediction, View
+from sparse_ga.stages import ingest
+from sparse_ga.training.validation import pose_of_prediction
+
+BINS_DEG = (0, 30, 50, 75)
+
+
+def _evaluate() -> ModuleType:
+    """pipelines/evaluate.py, which reads the true cameras."""
+    spec = importlib.util.spec_from_file_location("evaluate", Path(__file__).with_name("evaluate.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def pair_errors_deg(prediction: PairPrediction, view_j: View, i_from_j: Array) -> tuple[float, float]:
+    """Rotation and translation error of a predicted pose; infinite where there is none."""
+    if prediction.rejected is not None:
+        return np.inf, np.inf
+    found, valid = pose_of_prediction(prediction, view_j)
+    if not valid:
+        return np.inf, np.inf
+    found[:3, :3] /= np.cbrt(np.linalg.det(found[:3, :3]))
+    rotation, direction = relative_errors_deg(np.stack([np.eye(4), found]), np.stack([np.eye(4), i_from_j]))
+    return float(rotation[0]), float(direction[0])
+
+
+def measure(predictor: PairPredictor, views: Sequence[View], poses: Array, max_angle: float) -> Array:
+    """Rows (P, 2): angle between the optical axes and worst error of the pose, both in degrees, of all pairs within
+    `max_angle`; `poses` (N, 4, 4) are the true world_from_cam."""
+    features = [predictor.encode(view) for view in views] if isinstance(predictor, FeaturePredictor) else []
+    rows = []
+    for i in range(len(views)):
+        for j in range(i + 1, len(views)):
+            angle = float(np.degrees(np.arccos(np.clip(poses[i, :3, 2] @ poses[j, :3, 2], -1, 1))))
+            if angle > max_angle:
+                continue
+            if isinstance(predictor, FeaturePredictor):
+                found = predictor.predict_from_features(views[i], views[j], features[i], features[j])
+            else:
+                found = predictor.predict(views[i], views[j])
+            rows.append((angle, max(pair_errors_deg(found, views[j], inverse(poses[i]) @ poses[j]))))
+    return np.array(rows).reshape(-1, 2)
+
+
+def summarise(rows: Array) -> dict[str, Any]:
+    """Number of pairs, and how many of them are right, close and wrong, in percent."""
+    error = rows[:, 1]
+    shares = {"right": error < 15, "close": error < 5, "wrong": (error >= 15) & np.isfinite(error)}
+    return {"pairs": len(rows), **{k: round(100 * float(v.mean()), 1) if len(v) else 0.0 for k, v in shares.items()}}
+
+
+def read_views(folder: Path, truth: CameraSet, predictor: PairPredictor) -> list[View]:
+    """Working views of SET with the true intrinsics, in the order of the truth."""
+    images, masks = folder / "images", folder / "masks"
+    order = {Path(name).stem: n for n, name in enumerate(truth.names)}
+    paths = sorted((path for path in find_images(images) if path.stem in order), key=lambda p: order[p.stem])
+    intrinsics = [truth.intrinsics[order[path.stem]] for path in paths]
+    given = given_cameras([path.name for path in paths], intrinsics, None)
+    job = make_job(paths, masks if masks.is_dir() else None, predictor, make_config({}), given)
+    return [ingest.run(source, job.config) for source in job.sources]
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("set", type=Path, help="folder with images, masks and gt.json")
+    parser.add_argument("--predictor", default="classical", help="classical, compact, mast3r, a hub name, a checkpoint")
+    parser.add_argument("--descriptors", help="of the classical predictor: packaged, or a file")
+    parser.add_argument("--max-angle", type=float, default=75.0, help="pairs further apart are left out, degrees")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Print the shares by angle; 2 when something cannot be read."""
+    args = parse_arguments()
+    torch.set_num_threads(args.threads)
+    try:
+        truth = _evaluate().read_truth(args.set / "gt.json")
+        config = make_config({"forward": {"descriptors": args.descriptors}})
+        predictor = load_predictor(args.predictor, config.forward)
+        views = read_views(args.set, truth, predictor)
+        stems = [Path(name).stem for name in truth.names]
+        poses = truth.world_from_cam[[stems.index(Path(view.name).stem) for view in views]]
+        rows = measure(predictor, views, poses, args.max_angle)
+    except ValueError as error:
+        print(f"evaluate_pairs: {error}", file=sys.stderr)
+        return 2
+    parts = {
+        f"{low} to {high} degrees": summarise(rows[(rows[:, 0] >= low) & (rows[:, 0] < high)])
+        for low, high in pairwise(BINS_DEG)
+    } | {"all": summarise(rows)}
+    if args.json:
+        print(json.dumps(parts))
+    else:
+        print(format_table([(name, "  ".join(f"{k} {v}" for k, v in part.items())) for name, part in parts.items()]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""Relative pose of a pair from the descriptor network's dense matches: for pairs on which SIFT finds none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sparse_ga.geometry.cameras import rays
+from sparse_ga.geometry.transforms import rotation_angle_deg
+from sparse_ga.geometry.two_view import RelativePose, estimate_relative_pose, ray_angles_deg, rotation_sigma_deg
+from sparse_ga.matching.dense import DenseMatches, match_described
+from sparse_ga.network.descriptor_cnn import DenseDescriptor, DescriptorMap
+from sparse_ga.predictors.base import Features
+from sparse_ga.products import Array, PairMatches, View
+
+FIRST_SIZE = 192
+"""Side in px of the square the object is brought to for the first look."""
+_CELL = 4  # grid points; neighbours share most of what their affine maps are fitted to
+_AGREE_SIGMAS = 2.0
+_INDEPENDENT = 1 / _CELL**2  # share of dense matches that say something of their own
+
+
+@dataclass(frozen=True)
+class DenseSettings:
+    """When dense matches are believed."""
+
+    min_share: float = 0.5
+    """Of the reciprocal matches, as many must agree with their neighbours: views that show the same surface do."""
+    min_inlier_share: float = 0.85
+    """Of those, as many must agree with one epipolar geometry."""
+    min_matches: int = 60
+    min_angle_deg: float = 5.0
+    """Median triangulation angle: matches a few pixels off tell no pose from less parallax."""
+    max_sigma_deg: float = 15.0
+    """Standard deviation of the pose's rotation: a long lens sees little perspective, and matches that are a few pixels
+    off tell no pose there."""
+
+
+@dataclass(frozen=True, eq=False)
+class DensePose:
+    """A pair's pose and the matches it rests on, one for every few pixels: all of them inliers."""
+
+    pose: RelativePose  # ambiguity_deg is at least the rotation's standard deviation
+    matches: PairMatches  # confidence: 1 / sigma^2 in working px, as of SIFT's
+
+    def confirms(self, other: RelativePose) -> bool:
+        """Whether another pose of the pair is within what is known of this one."""
+        turn = float(rotation_angle_deg(self.pose.rotation.T @ other.rotation))
+        return turn < _AGREE_SIGMAS * float(np.hypot(self.pose.ambiguity_deg, other.ambiguity_deg))
+
+
+def packaged_weights() -> Path:
+    """Where the package keeps the descriptor network."""
+    return Path(__file__).parent.parent / "weights" / "descriptor.safetensors"
+
+
+def pack(described: DescriptorMap) -> Features:
+    """What `unpack` needs: descriptors (P, D) float16 of the P points `described_on` (h, w) bool, and their frame."""
+    return {
+        "described": described.descriptors[described.valid].astype(np.float16),
+        "described_on": described.valid,
+        "described_frame": described.view_from_grid,
+    }
+
+
+def unpack(features: Features) -> DescriptorMap:
+    """The map that was packed, with descriptors of 0 off the object; reliabilities are not kept (all 1)."""
+    on = features["described_on"]
+    descriptors = np.zeros((*on.shape, features["described"].shape[1]), np.float32)
+    values = features["described"].astype(np.float32)
+    descriptors[on] = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-9)
+    return DescriptorMap(descriptors, on.astype(np.float32), on, features["described_frame"])
+
+
+def dense_pose(
+    describer: DenseDescriptor,
+    views: tuple[View, View],
+    features: tuple[Features, Features],
+    cameras: tuple[Array, Array],
+    settings: DenseSettings,
+) -> DensePose | str:
+    """j_from_i of two views with intrinsics `cameras` (3, 3), or why there is none to be relied on."""
+    found = match_described(describer, views, (unpack(features[0]), unpack(features[1])), settings.min_share / 2)
+    if found.share < settings.min_share or len(found.matches) < settings.min_matches:
+        return f"only {100 * found.share:.0f} % of the dense matches agree with those around them"
+    ends = [rays(k, xy.astype(float)) for k, xy in zip(cameras, (found.matches.xy_i, found.matches.xy_j))]
+    focal = float(np.sqrt(cameras[0][0, 0] * cameras[1][0, 0]))
+    pose = estimate_relative_pose(ends[0], ends[1], found.spacing_px / focal, independent=_INDEPENDENT)
+    share = 0.0 if pose is None else float(pose.inliers.mean())
+    if pose is None or share < settings.min_inlier_share:
+        return f"only {100 * share:.0f} % of the dense matches agree on an epipolar geometry"
+    angle = float(np.median(ray_angles_deg(ends[0][pose.inliers], ends[1][pose.inliers], pose.rotation)))
+    if angle < settings.min_angle_deg:
+        return f"triangulation angle {angle:.1f} degrees: too little for dense matches"
+    noise = found.spacing_px / focal / np.sqrt(_INDEPENDENT)
+    sigma_deg = rotation_sigma_deg(ends[0], ends[1], pose, float(noise))
+    if sigma_deg > settings.max_sigma_deg:
+        return f"the dense matches leave the rotation uncertain by {sigma_deg:.0f} degrees"
+    chosen = _sparse(found, pose.inliers)
+    inliers = np.ones(len(chosen), bool)
+    matches = found.matches.select(chosen)
+    sigma = np.full(len(chosen), max(1.0, found.spacing_px), np.float32)
+    matches = PairMatches(matches.xy_i, matches.xy_j, 1 / sigma**2)
+    known = RelativePose(pose.rotation, pose.translation, inliers, max(pose.ambiguity_deg, sigma_deg))
+    return DensePose(known, matches)
+
+
+def _sparse(found: DenseMatches, inliers: Array) -> Array:
+    """Rows of the best supported inlier in every cell of `_CELL` grid points in view i, in order."""
+    rows = np.flatnonzero(inliers)
+    best_first = rows[np.argsort(-found.matches.confidence[rows], kind="stable")]
+    cells = np.floor(found.matches.xy_i[best_first] / (_CELL * found.spacing_i_px)).astype(int)
+    _, first = np.unique(cells, axis=0, return_index=True)
+    return np.sort(best_first[first])

@@ -1,0 +1,221 @@
+"""The classical predictor with a descriptor network: what is stored, when dense matches are believed, who is preferred.
+
+The network has random weights here; what it finds on real surfaces is measured, not tested.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sparse_ga.config import ForwardConfig
+from sparse_ga.errors import InputError
+from sparse_ga.geometry.cameras import make_intrinsics, project
+from sparse_ga.geometry.transforms import apply, exp_so3, make, rotation_angle_deg
+from sparse_ga.geometry.two_view import RelativePose, estimate_relative_pose, rotation_sigma_deg
+from sparse_ga.matching.dense import DenseMatches
+from sparse_ga.network.descriptor_cnn import DenseDescriptor, DescriptorCNN, DescriptorConfig
+from sparse_ga.predictors import classical, described
+from sparse_ga.predictors.classical import ClassicalPredictor
+from sparse_ga.predictors.described import DensePose, DenseSettings, dense_pose, pack, unpack
+from sparse_ga.predictors.loading import load_predictor
+from sparse_ga.products import Array, PairMatches, View
+from sparse_ga.synthetic.scene import SceneConfig, make_scene
+from sparse_ga.training.checkpoints import export_weights
+
+SMALL = DescriptorConfig(8, (8, 12, 16, 16), (1, 1, 1), 64)
+TURN = exp_so3(np.array([0.1, 0.4, 0.05]))
+SHIFT = np.array([-0.9, 0.1, 0.3])
+
+
+def _model() -> DescriptorCNN:
+    torch.manual_seed(0)
+    return DescriptorCNN(SMALL).eval()
+
+
+@pytest.fixture(scope="module")
+def describer() -> DenseDescriptor:
+    return DenseDescriptor(_model(), "test")
+
+
+@pytest.fixture(scope="module")
+def views() -> list[View]:
+    return make_scene(SceneConfig(seed=3, views=5, arc_deg=72.0, size=(320, 240))).views(known_intrinsics=True)
+
+
+def _dense(noise_px: float, wrong_share: float = 0.0, share: float = 0.9, count: int = 900) -> DenseMatches:
+    """Matches of a ball seen from two sides at 320 x 240 px, 3 px apart."""
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(count, 3))
+    points = points / np.linalg.norm(points, axis=1, keepdims=True) * 0.5 + [0, 0, 2.2]
+    camera = make_intrinsics(400.0, np.array([159.5, 119.5]))
+    xy_i, xy_j = (project(camera, p)[0] for p in (points, apply(make(TURN, SHIFT), points)))
+    xy_j = xy_j + noise_px * rng.normal(size=xy_j.shape)
+    wrong = rng.random(count) < wrong_share
+    xy_j[wrong] = rng.uniform(60, 180, (int(wrong.sum()), 2))
+    matches = PairMatches(xy_i.astype(np.float32), xy_j.astype(np.float32), np.ones(count, np.float32))
+    return DenseMatches(matches, np.tile(np.eye(2), (count, 1, 1)), share, 3.0, 3.0)
+
+
+def _pose_of(monkeypatch: pytest.MonkeyPatch, describer: DenseDescriptor, found: DenseMatches) -> DensePose | str:
+    monkeypatch.setattr(described, "match_described", lambda *_: found)
+    view = View("v", np.zeros((240, 320, 3), np.uint8), np.ones((240, 320), bool), None, np.eye(3), (320, 240), "d")
+    features = pack(describer.describe(view))
+    camera = make_intrinsics(400.0, np.array([159.5, 119.5]))
+    return dense_pose(describer, (view, view), (features, features), (camera, camera), DenseSettings())
+
+
+def test_a_pose_from_dense_matches(monkeypatch: pytest.MonkeyPatch, describer: DenseDescriptor) -> None:
+    found = _pose_of(monkeypatch, describer, _dense(noise_px=1.0))
+    assert isinstance(found, DensePose)
+    assert rotation_angle_deg(found.pose.rotation.T @ TURN) < 3
+    assert found.pose.ambiguity_deg > rotation_angle_deg(found.pose.rotation.T @ TURN)
+    assert found.pose.inliers.all()
+    assert 60 < len(found.matches) < 450  # one in a cell, not all
+    np.testing.assert_allclose(found.matches.confidence, 1 / 9)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"wrong_share": 0.5}, "agree on an epipolar geometry"),
+        ({"share": 0.3}, "agree with those around them"),
+        ({"count": 40}, "agree with those around them"),
+        ({"count": 0}, "agree with those around them"),
+    ],
+)
+def test_doubtful_dense_matches_give_no_pose(
+    monkeypatch: pytest.MonkeyPatch, describer: DenseDescriptor, change: dict[str, float], reason: str
+) -> None:
+    found = _pose_of(monkeypatch, describer, _dense(noise_px=1.0, **change))  # type: ignore[arg-type]
+    assert isinstance(found, str)
+    assert reason in found
+
+
+def test_a_pose_that_is_not_determined_is_none(monkeypatch: pytest.MonkeyPatch, describer: DenseDescriptor) -> None:
+    flat = _dense(noise_px=0.5)
+    xy = flat.matches.xy_i  # a picture that is merely moved: no parallax, and no turn to be told
+    still = replace(flat, matches=PairMatches(xy, xy + np.float32(3), flat.matches.confidence))
+    found = _pose_of(monkeypatch, describer, still)
+    assert isinstance(found, str)
+
+
+def _rays(noise: float, rng: np.random.Generator, count: int = 200) -> tuple[Array, Array]:
+    points = rng.normal(size=(count, 3)) * 0.4 + [0, 0, 2.2]
+    moved = apply(make(TURN, SHIFT), points)
+    ends = [p / p[:, 2:] for p in (points, moved)]
+    for end in ends:
+        end[:, :2] += noise * rng.normal(size=(count, 2))
+    return ends[0], ends[1]
+
+
+def test_rotation_sigma_is_the_scatter_of_estimates() -> None:
+    rng, noise = np.random.default_rng(4), 2e-3
+    errors, sigmas = [], []
+    for _ in range(30):
+        ends = _rays(noise, rng)
+        pose = estimate_relative_pose(*ends, 5 * noise)
+        assert pose is not None
+        errors.append(rotation_angle_deg(pose.rotation.T @ TURN))
+        sigmas.append(rotation_sigma_deg(*ends, pose, noise))  # a Sampson distance has the noise of one coordinate
+    rms = float(np.sqrt(np.mean(np.square(errors))))
+    assert 0.6 < rms / float(np.mean(sigmas)) < 1.6
+
+
+def test_rotation_sigma_without_evidence_is_infinite() -> None:
+    pose = RelativePose(np.eye(3), np.array([1.0, 0, 0]), np.ones(3, bool), 0.0)
+    rays = np.array([[0, 0, 1.0], [0.1, 0, 1], [0, 0.1, 1]])
+    assert rotation_sigma_deg(rays, rays, pose, 1e-3) == np.inf
+
+
+def test_maps_survive_storage(describer: DenseDescriptor, views: list[View]) -> None:
+    before = describer.describe(views[0])
+    after = unpack(pack(before))
+    assert (after.valid == before.valid).all()
+    assert (after.view_from_grid == before.view_from_grid).all()
+    on = before.valid
+    assert ((before.descriptors[on] * after.descriptors[on]).sum(-1) > 0.9999).all()
+    assert (after.descriptors[~on] == 0).all()
+    empty = unpack(pack(describer.describe(replace(views[0], mask=np.zeros_like(views[0].mask)))))
+    assert not empty.valid.any()
+
+
+def test_features_are_deaf_to_the_background(describer: DenseDescriptor, views: list[View]) -> None:
+    predictor = ClassicalPredictor(describer=describer)
+    other = replace(views[0], image=np.where(views[0].mask[..., None], views[0].image, 255 - views[0].image))
+    a, b = predictor.encode(views[0]), predictor.encode(other)
+    assert {"described", "described_on", "described_frame"} < a.keys()
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def _given(monkeypatch: pytest.MonkeyPatch, rotation: Array, sigma_deg: float) -> None:
+    xy = np.stack(np.meshgrid(np.arange(100.0, 200, 8), np.arange(80.0, 160, 8)), -1).reshape(-1, 2).astype(np.float32)
+    matches = PairMatches(xy, xy + np.float32(4), np.full(len(xy), 0.1, np.float32))
+    pose = RelativePose(rotation, np.array([-1.0, 0, 0]), np.ones(len(xy), bool), sigma_deg)
+    monkeypatch.setattr(classical, "dense_pose", lambda *_: DensePose(pose, matches))
+
+
+def test_a_strong_pose_of_sift_is_not_asked_about(
+    monkeypatch: pytest.MonkeyPatch, describer: DenseDescriptor, views: list[View]
+) -> None:
+    plain = ClassicalPredictor().predict(views[0], views[1])
+    assert plain.matches is not None
+    assert len(plain.matches) >= 100
+    _given(monkeypatch, exp_so3(np.array([0, 2.0, 0])), 1.0)
+    both = ClassicalPredictor(describer=describer).predict(views[0], views[1])
+    assert both.matches is not None
+    np.testing.assert_array_equal(both.matches.xy_i, plain.matches.xy_i)
+
+
+def _weak_pair(views: list[View]) -> tuple[View, View]:
+    """Two views of which so little is shown that SIFT's pose rests on fewer than 100 matches."""
+    shown = np.zeros_like(views[0].mask)
+    shown[:, 130:185] = True
+    return replace(views[0], mask=views[0].mask & shown), views[1]
+
+
+def test_a_weak_pose_stays_if_confirmed_and_goes_if_contradicted(
+    monkeypatch: pytest.MonkeyPatch, describer: DenseDescriptor, views: list[View]
+) -> None:
+    pair = _weak_pair(views)
+    plain = ClassicalPredictor()
+    features = plain.encode(pair[0]), plain.encode(pair[1])
+    sift = features[0]["sift"], features[1]["sift"]
+    pose = plain._pose(classical.match_root_sift(*sift, plain.settings.ratio), pair, features)
+    assert isinstance(pose, RelativePose)
+    assert pose.inliers.sum() < plain.settings.strong_matches
+    expected = plain.predict(*pair).matches
+    assert expected is not None
+    predictor = ClassicalPredictor(describer=describer)
+    _given(monkeypatch, pose.rotation, 5.0)
+    kept = predictor.predict(*pair).matches
+    assert kept is not None
+    np.testing.assert_array_equal(kept.xy_i, expected.xy_i)
+    _given(monkeypatch, pose.rotation @ exp_so3(np.array([0, 0, 1.0])), 5.0)
+    replaced = predictor.predict(*pair).matches
+    assert replaced is not None
+    assert (replaced.confidence < 0.2).all()  # the dense ones
+
+
+def test_an_empty_mask_is_rejected_not_an_error(describer: DenseDescriptor, views: list[View]) -> None:
+    empty = replace(views[1], mask=np.zeros_like(views[1].mask))
+    for pair in ((views[0], empty), (empty, views[0]), (empty, empty)):
+        assert ClassicalPredictor(describer=describer).predict(*pair).rejected is not None
+
+
+def test_weights_enter_the_fingerprint_and_bad_files_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "d.safetensors"
+    export_weights(path, _model().state_dict(), DenseDescriptor.metadata(SMALL))
+    alone = load_predictor("classical", ForwardConfig(descriptors=None))
+    both = load_predictor("classical", ForwardConfig(descriptors=str(path), device="cpu"))
+    assert alone.fingerprint == ClassicalPredictor().fingerprint
+    assert both.fingerprint != alone.fingerprint
+    with pytest.raises(InputError, match="nowhere"):
+        load_predictor("classical", ForwardConfig(descriptors=str(tmp_path / "nowhere")))
+    path.write_bytes(b"not safetensors")
+    with pytest.raises(InputError, match="descriptors"):
+        load_predictor("classical", ForwardConfig(descriptors=str(path)))
