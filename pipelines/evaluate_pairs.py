@@ -11,21 +11,21 @@ direction of translation within 15 degrees, *close* within 5; *wrong* is one tha
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
 from sparse_ga.config import make_config
-from sparse_ga.evaluation import CameraSet, format_table, relative_errors_deg
+from sparse_ga.errors import InputError
+from sparse_ga.evaluation import format_table, relative_errors_deg
 from sparse_ga.geometry.transforms import inverse
+from sparse_ga.io.cameras_file import assign_cameras, read_cameras
 from sparse_ga.io.images import find_images
 from sparse_ga.pipeline import given_cameras, make_job
 from sparse_ga.predictors.base import FeaturePredictor, PairPredictor
@@ -35,16 +35,6 @@ from sparse_ga.stages import ingest
 from sparse_ga.training.validation import pose_of_prediction
 
 BINS_DEG = (0, 30, 50, 75)
-
-
-def _evaluate() -> ModuleType:
-    """pipelines/evaluate.py, which reads the true cameras."""
-    spec = importlib.util.spec_from_file_location("evaluate", Path(__file__).with_name("evaluate.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def pair_errors_deg(prediction: PairPrediction, view_j: View, i_from_j: Array) -> tuple[float, float]:
@@ -84,15 +74,22 @@ def summarise(rows: Array) -> dict[str, Any]:
     return {"pairs": len(rows), **{k: round(100 * float(v.mean()), 1) if len(v) else 0.0 for k, v in shares.items()}}
 
 
-def read_views(folder: Path, truth: CameraSet, predictor: PairPredictor) -> list[View]:
-    """Working views of SET with the true intrinsics, in the order of the truth."""
-    images, masks = folder / "images", folder / "masks"
-    order = {Path(name).stem: n for n, name in enumerate(truth.names)}
-    paths = sorted((path for path in find_images(images) if path.stem in order), key=lambda p: order[p.stem])
-    intrinsics = [truth.intrinsics[order[path.stem]] for path in paths]
-    given = given_cameras([path.name for path in paths], intrinsics, None)
-    job = make_job(paths, masks if masks.is_dir() else None, predictor, make_config({}), given)
-    return [ingest.run(source, job.config) for source in job.sources]
+def read_set(folder: Path, predictor: PairPredictor) -> tuple[list[View], Array]:
+    """Working views of SET with the true intrinsics, and their true poses world_from_cam (N, 4, 4)."""
+    images, masks, truth = folder / "images", folder / "masks", folder / "gt.json"
+    paths = find_images(images)
+    cameras = assign_cameras([path.name for path in paths], read_cameras(truth), str(truth))
+    rows = [
+        (path, camera.intrinsics, camera.world_from_cam)
+        for path, camera in zip(paths, cameras)
+        if camera is not None and camera.intrinsics is not None and camera.world_from_cam is not None
+    ]
+    if not rows:
+        raise InputError(f"{truth}: no image has both K and cam2w")
+    found = [path for path, _, _ in rows]
+    given = given_cameras([path.name for path in found], [k for _, k, _ in rows], None)
+    job = make_job(found, masks if masks.is_dir() else None, predictor, make_config({}), given)
+    return [ingest.run(source, job.config) for source in job.sources], np.stack([pose for _, _, pose in rows])
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -112,16 +109,13 @@ def main() -> int:
     args = parse_arguments()
     torch.set_num_threads(args.threads)
     try:
-        truth = _evaluate().read_truth(args.set / "gt.json")
         config = make_config({"forward": {"descriptors": args.descriptors}})
         predictor = load_predictor(args.predictor, config.forward)
-        views = read_views(args.set, truth, predictor)
-        stems = [Path(name).stem for name in truth.names]
-        poses = truth.world_from_cam[[stems.index(Path(view.name).stem) for view in views]]
-        rows = measure(predictor, views, poses, args.max_angle)
+        views, poses = read_set(args.set, predictor)
     except ValueError as error:
         print(f"evaluate_pairs: {error}", file=sys.stderr)
         return 2
+    rows = measure(predictor, views, poses, args.max_angle)
     parts = {
         f"{low} to {high} degrees": summarise(rows[(rows[:, 0] >= low) & (rows[:, 0] < high)])
         for low, high in pairwise(BINS_DEG)

@@ -27,7 +27,8 @@ from sparse_ga.training.descriptor_task import (
     describer_matches,
 )
 from sparse_ga.training.loop import Chunk, LoopConfig, run
-from sparse_ga.training.validation import score_matches, summarise_matches, unseen_pairs
+from sparse_ga.training.metrics import Record
+from sparse_ga.training.validation import score_matches, score_predictor, summarise_matches, unseen_pairs
 
 TRAIN_SEED, UNSEEN_SEED = 100, 900
 
@@ -83,7 +84,10 @@ def export(args: argparse.Namespace) -> None:
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Print precision and match counts on unseen objects, of the network and of RootSIFT on the same pairs."""
+    """Print, on pairs of unseen objects: raw matches of the network and of RootSIFT, then matches, poses and depths of
+    the classical predictor with and without the network."""
+    from sparse_ga.predictors.classical import ClassicalPredictor
+    from sparse_ga.predictors.described import FIRST_SIZE
     from sparse_ga.training.baselines import root_sift_matches
 
     weights, config, step = _averaged(args.run)
@@ -92,9 +96,15 @@ def compare(args: argparse.Namespace) -> None:
     describer = DenseDescriptor(model, "compare")
     _, pool = _pools(args.run / "pool", args.pixels, args.views)
     pairs = unseen_pairs(pool, args.unseen)
+
+    def show(name: str, metrics: Record) -> None:
+        print(json.dumps({"matcher": name, "step": step, **{k: round(v, 4) for k, v in metrics.items()}}), flush=True)
+
     for name, matcher in (("network", lambda p: describer_matches(describer, p)), ("root_sift", root_sift_matches)):
-        metrics = summarise_matches([score_matches(matcher(pair), pair) for pair in pairs])
-        print(json.dumps({"matcher": name, "step": step, **{k: round(v, 4) for k, v in metrics.items()}}))
+        show(name, summarise_matches([score_matches(matcher(pair), pair) for pair in pairs]))
+    show("classical", score_predictor(ClassicalPredictor(), pairs))
+    both = ClassicalPredictor(describer=DenseDescriptor(model, "compare", FIRST_SIZE))
+    show("classical with network", score_predictor(both, pairs))
 
 
 def _arguments() -> argparse.Namespace:

@@ -141,6 +141,11 @@ class PairMatches:
         """The matches that `keep` (M,) bool, or an index array, picks."""
         return PairMatches(self.xy_i[keep], self.xy_j[keep], self.confidence[keep])
 
+    def joined(self, other: PairMatches) -> PairMatches:
+        """These matches, then those of `other`."""
+        both = zip((self.xy_i, self.xy_j, self.confidence), (other.xy_i, other.xy_j, other.confidence))
+        return PairMatches(*(np.concatenate(pair) for pair in both))
+
     def swap(self) -> PairMatches:
         """The same matches seen from view j."""
         return PairMatches(self.xy_j, self.xy_i, self.confidence)

@@ -17,6 +17,7 @@ from sparse_ga import evaluation
 from sparse_ga.evaluation import CameraSet
 from sparse_ga.geometry import transforms
 from sparse_ga.products import Array, InvalidProduct
+from sparse_ga.synthetic.scene import SceneConfig, make_scene
 
 
 def ring(n: int = 8) -> Array:
@@ -180,9 +181,9 @@ def test_surface_metrics() -> None:
     assert "not determined" in empty.format()
 
 
-def evaluate_program() -> ModuleType:
-    path = Path(__file__).parents[1] / "pipelines" / "evaluate.py"
-    spec = importlib.util.spec_from_file_location("evaluate_program", path)
+def evaluate_program(name: str = "evaluate") -> ModuleType:
+    path = Path(__file__).parents[1] / "pipelines" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"{name}_program", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -237,6 +238,28 @@ def test_program_names_what_is_missing(
     (tmp_path / "bad.json").write_text('{"a.png": 3}')
     assert run_program(monkeypatch, tmp_path, tmp_path / "bad.json") == 2
     assert "bad.json" in capsys.readouterr().err
+
+
+def test_pairs_are_judged_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene = make_scene(SceneConfig(shape="figure", views=3, size=(320, 240), arc_deg=36, seed=1))
+    scene.write(tmp_path)
+    gt = tmp_path / "gt.json"
+    program = evaluate_program("evaluate_pairs")
+    monkeypatch.setattr(sys, "argv", ["evaluate_pairs.py", str(tmp_path), "--json"])
+    assert program.main() == 0
+    found = json.loads(capsys.readouterr().out)["all"]
+    assert (found["pairs"], found["right"], found["wrong"]) == (3, 100, 0)
+    cameras = json.loads(gt.read_text())
+    rolled = scene.world_from_cam[0] @ transforms.make(transforms.exp_so3(np.array([0, 0, 1.0])), np.zeros(3))
+    cameras[scene.names[0]]["cam2w"] = rolled.tolist()  # a false truth: pairs with this view are off, those only
+    gt.write_text(json.dumps(cameras))
+    assert program.main() == 0
+    assert json.loads(capsys.readouterr().out)["all"]["right"] == pytest.approx(100 / 3, abs=0.1)
+    gt.unlink()
+    assert program.main() == 2
+    assert "gt.json" in capsys.readouterr().err
 
 
 @pytest.mark.shared

@@ -18,14 +18,13 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from sparse_ga.matching.nearest import neighbours
-from sparse_ga.network.descriptor_cnn import TURNS, DenseDescriptor, DescriptorMap, cycled
+from sparse_ga.network.descriptor_cnn import TURNS, DenseDescriptor, DescriptorMap, cycled, square_around
 from sparse_ga.products import Array, PairMatches, View
 
 _RIVAL_DISTANCE = 2  # blocks of 2 x 2 grid points
 _NEIGHBOURS = 40  # matches an affine map is fitted to
 _CHUNK = 4096  # matches treated together
-SECOND_SIZE = 256
-"""Side in px of the square the object is brought to for the second look."""
+_SECOND_SIZES = (192, 384)  # px: least and most
 _ENOUGH = 12  # matches that tell a roll
 
 
@@ -187,6 +186,17 @@ def agreeing(matches: PairMatches, spacing_i_px: float, spacing_px: float) -> De
     return DenseMatches(kept, found.linear[keep], float(keep.mean()) if len(keep) else 0.0, spacing_i_px, spacing_px)
 
 
+def second_size(views: tuple[View, View]) -> int:
+    """Side in px of the square the object is brought to for the second look: as large as it is in the photographs.
+
+    The matches' error in px of that square is much the same at all sizes: on rendered objects of 500 px, poses at 384
+    px were off by half as much as at 256.
+    """
+    side = max(square_around(view.mask)[1] for view in views)
+    low, high = _SECOND_SIZES
+    return int(np.clip(16 * round(side / 16), low, high))
+
+
 def match_described(
     describer: DenseDescriptor,
     views: tuple[View, View],
@@ -203,6 +213,7 @@ def match_described(
     if first.share < min_share:
         return first
     roll = first.roll if len(first.matches) >= _ENOUGH else -turns * math.pi / 2
-    upright = describer.describe_upright(views[0], 0.0, SECOND_SIZE)
-    rolled = describer.describe_upright(views[1], roll, SECOND_SIZE)
+    size = second_size(views)
+    upright = describer.describe_upright(views[0], 0.0, size)
+    rolled = describer.describe_upright(views[1], roll, size)
     return agreeing(match_maps(upright, rolled, turns=0), upright.spacing_px, rolled.spacing_px)

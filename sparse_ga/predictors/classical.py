@@ -1,8 +1,8 @@
 """The classical predictor: RootSIFT inside the mask, essential matrices, triangulation; on a CPU in a second a pair.
 
 With a descriptor network (1.2 million parameters, ours), pairs on which SIFT finds no pose, or one that few matches
-agree on, are asked for dense matches: coarser, and rarely wrong. A pose of SIFT's that theirs confirms is kept; where
-there is none, theirs is taken.
+agree on, are asked for dense matches: coarser, and rarely wrong. A pose of SIFT's that theirs confirms is refined with
+them; where there is none, theirs is taken.
 
 Point maps come from the triangulated inliers: their log depth is spread over the mask by harmonic interpolation, with
 a confidence that falls with the distance to the evidence, and with the ambiguity of the pair's pose. Depth is
@@ -33,7 +33,7 @@ from sparse_ga.geometry.two_view import (
 from sparse_ga.matching.verify import Verification
 from sparse_ga.network.descriptor_cnn import DenseDescriptor
 from sparse_ga.predictors.base import Features
-from sparse_ga.predictors.described import DensePose, DenseSettings, dense_pose, pack
+from sparse_ga.predictors.described import DensePose, DenseSettings, dense_pose, joint_pose, pack
 from sparse_ga.predictors.interpolation import distance_to, harmonic_field, paint_background
 from sparse_ga.predictors.self_calibration import KeypointMatches, Keypoints, calibrate
 from sparse_ga.products import Array, PairMatches, PairPrediction, Pointmap, View
@@ -126,13 +126,38 @@ class ClassicalPredictor:
             return self._triangulated(view_i, view_j, dense.pose, dense.matches)
         if isinstance(pose, str):
             return PairPrediction.reject(view_i, view_j, pose)
-        index_i, index_j, _ = loose
-        keep = _bearings(views, features, (index_i, index_j)).agree(pose, s.threshold_px)
-        index_i, index_j = index_i[keep], index_j[keep]
-        sigma = np.maximum(location_sigma(features_i["size"][index_i]), location_sigma(features_j["size"][index_j]))
-        confidence = (1 / sigma**2).astype(np.float32)
-        matches = PairMatches(features_i["xy"][index_i], features_j["xy"][index_j], confidence)
+        matches = self._agreeing(loose, pose, views, features)
+        if dense is not None:
+            pose = self._joint(pose, matches, dense, views)
+            matches = self._agreeing(loose, pose, views, features).joined(dense.matches)
         return self._triangulated(view_i, view_j, pose, matches)
+
+    def _agreeing(
+        self,
+        tentative: tuple[Array, Array, Array],
+        pose: RelativePose,
+        views: tuple[View, View],
+        features: tuple[Features, Features],
+    ) -> PairMatches:
+        """Those of `match_root_sift`'s matches that agree with a pose; confidence is 1 / sigma^2 in working px."""
+        index_i, index_j, _ = tentative
+        keep = _bearings(views, features, (index_i, index_j)).agree(pose, self.settings.threshold_px)
+        index_i, index_j = index_i[keep], index_j[keep]
+        size_i, size_j = features[0]["size"][index_i], features[1]["size"][index_j]
+        sigma = np.maximum(location_sigma(size_i), location_sigma(size_j))
+        xy_i, xy_j = features[0]["xy"][index_i], features[1]["xy"][index_j]
+        return PairMatches(xy_i, xy_j, (1 / sigma**2).astype(np.float32))
+
+    def _joint(
+        self, pose: RelativePose, matches: PairMatches, dense: DensePose, views: tuple[View, View]
+    ) -> RelativePose:
+        """SIFT's pose and the network's, which agree, made one by the matches of both."""
+        cameras = [working_intrinsics(view) for view in views]
+        both = matches.joined(dense.matches)
+        ends = [rays(k, xy.astype(float)) for k, xy in zip(cameras, (both.xy_i, both.xy_j))]
+        focal = float(np.sqrt(cameras[0][0, 0] * cameras[1][0, 0]))
+        weights = np.sqrt(both.confidence.astype(float))
+        return joint_pose((pose, dense.pose), ends[0], ends[1], weights, self.settings.threshold_px / 2 / focal)
 
     def _dense(self, views: tuple[View, View], features: tuple[Features, Features]) -> DensePose | None:
         """The pair's pose by the descriptor network, if there is one and it is to be relied on."""

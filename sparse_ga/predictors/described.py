@@ -9,7 +9,16 @@ import numpy as np
 
 from sparse_ga.geometry.cameras import rays
 from sparse_ga.geometry.transforms import rotation_angle_deg
-from sparse_ga.geometry.two_view import RelativePose, estimate_relative_pose, ray_angles_deg, rotation_sigma_deg
+from sparse_ga.geometry.two_view import (
+    RelativePose,
+    essential,
+    estimate_relative_pose,
+    midpoint_depths,
+    ray_angles_deg,
+    refine_relative_poses,
+    rotation_sigma_deg,
+    sampson,
+)
 from sparse_ga.matching.dense import DenseMatches, match_described
 from sparse_ga.network.descriptor_cnn import DenseDescriptor, DescriptorMap
 from sparse_ga.predictors.base import Features
@@ -17,7 +26,7 @@ from sparse_ga.products import Array, PairMatches, View
 
 FIRST_SIZE = 192
 """Side in px of the square the object is brought to for the first look."""
-_CELL = 4  # grid points; neighbours share most of what their affine maps are fitted to
+_CELL = 5  # grid points; neighbours share most of what their affine maps are fitted to
 _AGREE_SIGMAS = 2.0
 _INDEPENDENT = 1 / _CELL**2  # share of dense matches that say something of their own
 
@@ -105,6 +114,26 @@ def dense_pose(
     matches = PairMatches(matches.xy_i, matches.xy_j, 1 / sigma**2)
     known = RelativePose(pose.rotation, pose.translation, inliers, max(pose.ambiguity_deg, sigma_deg))
     return DensePose(known, matches)
+
+
+def joint_pose(
+    poses: tuple[RelativePose, RelativePose], rays_i: Array, rays_j: Array, weights: Array, scale: float
+) -> RelativePose:
+    """The pose that keypoint and dense matches together, rays (M, 3) with `weights` (M,), make likeliest.
+
+    Refined from both poses by the robust Sampson error of `scale` (px / focal); all matches in front of both cameras
+    are its inliers, and the lesser ambiguity is its own.
+    """
+    batch = (2, len(rays_i), 3)
+    both = np.broadcast_to(rays_i, batch), np.broadcast_to(rays_j, batch)
+    rotation, translation = np.stack([p.rotation for p in poses]), np.stack([p.translation for p in poses])
+    weight = np.broadcast_to(weights, batch[:2])
+    rotation, translation = refine_relative_poses(*both, weight, rotation, translation, scale)
+    error = sampson(*both, essential(rotation, translation)) / scale  # (2, M)
+    best = int((weight * np.log1p(error**2)).sum(1).argmin())
+    depths = midpoint_depths(rays_i, rays_j, rotation[best], translation[best])
+    front = (depths[0] > 0) & (depths[1] > 0)
+    return RelativePose(rotation[best], translation[best], front, min(p.ambiguity_deg for p in poses))
 
 
 def _sparse(found: DenseMatches, inliers: Array) -> Array:

@@ -19,6 +19,7 @@ from sparse_ga.alignment.normal_equations import (
     solve_step,
 )
 from sparse_ga.alignment.problem import Problem, State, build_observations, centres, retract
+from sparse_ga.alignment.refine2d import weighted_by_pair
 from sparse_ga.alignment.residuals import BEHIND_PX, current_intrinsics, host_geometry, host_jacobian, residual_lengths
 from sparse_ga.geometry.transforms import inverse
 from sparse_ga.products import Array
@@ -141,6 +142,24 @@ def test_schur_complement_solves_the_full_system() -> None:
     step = np.random.default_rng(0).normal(size=size) * 1e-2
     back = -np.linalg.solve(full[size:, size:], gradient[size:] + full[size:, :size] @ step)
     np.testing.assert_allclose(depth_step(problem, equations, step), back, atol=1e-9 + 1e-8 * np.abs(back).max())
+
+
+def test_pairs_that_scatter_weigh_less_and_the_others_as_before() -> None:
+    problem, state = small_problem()
+    obs = problem.observations
+    pair = np.repeat(obs.link_pair, np.diff(obs.link_start))
+    before = residual_lengths(problem, state)
+    rng = np.random.default_rng(0)
+    noisy = np.where((pair == 1)[:, None], rng.normal(size=(len(obs), 2)) * 10 * np.median(before), 0.0)
+    scattered = replace(problem, observations=replace(obs, xy_target=obs.xy_target + noisy))
+    weight = weighted_by_pair(scattered, state, 0.5).weight / obs.weight
+    per_pair = [np.unique(weight[pair == p].round(9)) for p in np.unique(pair)]
+    assert all(len(values) == 1 for values in per_pair)  # one factor for a pair
+    factors = np.concatenate(per_pair)
+    assert 1 / 200 < factors[1] / np.delete(factors, 1).max() < 1 / 20  # (1 / 10)^2, less what 20 residuals add
+    assert factors.min() == pytest.approx(1 / 30)  # no less
+    assert (np.delete(factors, 1) > 0.3).all()
+    assert (weighted_by_pair(scattered, state, 1e6).weight <= 30 * obs.weight).all()  # a floor for the scatter
 
 
 def dense_system(problem: Problem, state: State, loss: Loss) -> tuple[Array, Array]:

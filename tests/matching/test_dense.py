@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparse_ga.matching.dense import SECOND_SIZE, agreeing, coarse_matches, fit_neighbourhoods, match_described
+from sparse_ga.matching.dense import agreeing, coarse_matches, fit_neighbourhoods, match_described, second_size
 from sparse_ga.network.descriptor_cnn import DenseDescriptor, DescriptorCNN, DescriptorConfig, DescriptorMap
 from sparse_ga.products import Array, PairMatches, View
 
@@ -92,7 +92,7 @@ def test_two_looks_find_a_turned_picture(describer: DenseDescriptor, turns: int)
     assert np.quantile(np.linalg.norm(found.matches.xy_j - np.stack(expected, 1), axis=1), 0.95) < 0.5
     assert math.cos(found.roll + turns * math.pi / 2) > 0.999
     assert found.share > 0.8
-    assert found.spacing_px == pytest.approx(2 * 75 * 1.16 / SECOND_SIZE)
+    assert found.spacing_px == pytest.approx(2 * 75 * 1.16 / second_size(views))
 
 
 def test_pictures_of_different_things_get_one_look(describer: DenseDescriptor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +104,16 @@ def test_pictures_of_different_things_get_one_look(describer: DenseDescriptor, m
 
     monkeypatch.setattr(describer, "describe_upright", refuse)
     assert match_described(describer, views, maps, min_share=0.2).share < 0.2
+
+
+def test_the_second_look_is_as_large_as_the_object(describer: DenseDescriptor) -> None:
+    small = _view()
+    mask = np.zeros((900, 900), bool)
+    mask[100:400, 100:300] = True
+    large = View("v", np.zeros((900, 900, 3), np.uint8), mask, None, np.eye(3), (900, 900), "d")
+    assert second_size((small, small)) == 192
+    assert second_size((small, large)) == 352
+    assert second_size((large, _view(empty=True))) % 16 == 0
 
 
 def test_an_empty_mask_has_no_matches(describer: DenseDescriptor) -> None:

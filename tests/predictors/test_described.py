@@ -21,7 +21,7 @@ from sparse_ga.matching.dense import DenseMatches
 from sparse_ga.network.descriptor_cnn import DenseDescriptor, DescriptorCNN, DescriptorConfig
 from sparse_ga.predictors import classical, described
 from sparse_ga.predictors.classical import ClassicalPredictor
-from sparse_ga.predictors.described import DensePose, DenseSettings, dense_pose, pack, unpack
+from sparse_ga.predictors.described import DensePose, DenseSettings, dense_pose, joint_pose, pack, unpack
 from sparse_ga.predictors.loading import load_predictor
 from sparse_ga.products import Array, PairMatches, View
 from sparse_ga.synthetic.scene import SceneConfig, make_scene
@@ -132,6 +132,23 @@ def test_rotation_sigma_without_evidence_is_infinite() -> None:
     assert rotation_sigma_deg(rays, rays, pose, 1e-3) == np.inf
 
 
+def test_matches_of_both_kinds_make_one_pose() -> None:
+    rng, noise = np.random.default_rng(5), 1e-3
+    ends = [np.concatenate(pair) for pair in zip(_rays(noise, rng, 40), _rays(4 * noise, rng, 160))]
+    weights = np.concatenate([np.ones(40), np.full(160, 1 / 4)])
+    alone = [
+        estimate_relative_pose(ends[0][half], ends[1][half], 5 * noise) for half in (slice(0, 40), slice(40, None))
+    ]
+    assert alone[0] is not None
+    assert alone[1] is not None
+    joint = joint_pose((alone[0], alone[1]), ends[0], ends[1], weights, noise)
+    again = joint_pose((alone[1], alone[0]), ends[0], ends[1], weights, noise)
+    np.testing.assert_allclose(joint.rotation, again.rotation, atol=1e-4)
+    assert rotation_angle_deg(joint.rotation.T @ TURN) < 1.5
+    assert joint.inliers.mean() > 0.95
+    assert joint.ambiguity_deg == min(p.ambiguity_deg for p in alone if p is not None)
+
+
 def test_maps_survive_storage(describer: DenseDescriptor, views: list[View]) -> None:
     before = describer.describe(views[0])
     after = unpack(pack(before))
@@ -191,10 +208,15 @@ def test_a_weak_pose_stays_if_confirmed_and_goes_if_contradicted(
     expected = plain.predict(*pair).matches
     assert expected is not None
     predictor = ClassicalPredictor(describer=describer)
-    _given(monkeypatch, pose.rotation, 5.0)
+    dense = PairMatches(expected.xy_i + 0.2, expected.xy_j + 0.2, np.full(len(expected), 0.1, np.float32))
+    monkeypatch.setattr(classical, "dense_pose", lambda *_: DensePose(replace(pose, ambiguity_deg=5.0), dense))
     kept = predictor.predict(*pair).matches
     assert kept is not None
-    np.testing.assert_array_equal(kept.xy_i, expected.xy_i)
+    both = expected.joined(dense)
+    missing = len(both) - len(kept)  # the pose is refined: a match or two of SIFT's may no longer agree
+    assert 0 <= missing <= 0.05 * len(expected)
+    np.testing.assert_array_equal(kept.confidence[-len(dense) :], dense.confidence)
+    assert set(map(tuple, kept.xy_i)) <= set(map(tuple, both.xy_i))
     _given(monkeypatch, pose.rotation @ exp_so3(np.array([0, 0, 1.0])), 5.0)
     replaced = predictor.predict(*pair).matches
     assert replaced is not None

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from sparse_ga.matching.dense import coarse_matches, match_maps
 from sparse_ga.network.descriptor_cnn import (
@@ -20,7 +22,7 @@ from sparse_ga.products import Array, PairMatches, View
 from sparse_ga.synthetic.procedural.pool import Pool
 from sparse_ga.synthetic.procedural.scene import SceneConfig
 from sparse_ga.training.checkpoints import export_weights
-from sparse_ga.training.descriptor_task import DescriptorTask, DescriptorTaskConfig, make_pair
+from sparse_ga.training.descriptor_task import DescriptorTask, DescriptorTaskConfig, at_pixels, make_pair, window_loss
 from sparse_ga.training.loop import Chunk, LoopConfig, run
 from sparse_ga.training.validation import score_matches, summarise_matches, unseen_pairs
 
@@ -164,6 +166,27 @@ def test_training_pairs_hold_true_correspondences_at_all_rolls(pool: Pool) -> No
     again = make_pair(pool, config, 64, 3, 0)
     assert torch.equal(again.images, make_pair(pool, config, 64, 3, 0).images)
     assert not torch.equal(again.images, make_pair(pool, config, 64, 3, 1).images)
+
+
+def test_window_loss_tells_the_exact_place() -> None:
+    config = DescriptorTaskConfig(windows=16)
+    generator = torch.Generator().manual_seed(1)
+    maps = F.interpolate(torch.randn(1, 32, 12, 12, generator=generator), (32, 32), mode="bicubic").expand(
+        2, -1, -1, -1
+    )
+    xy = (20 + 24 * torch.rand(1, 1, 24, 2, generator=generator)).expand(-1, 2, -1, -1)  # both views are the same
+    valid = torch.ones(1, 24, dtype=torch.bool)
+    scale = torch.tensor(50.0)
+
+    def loss(shift: float, on: Tensor = valid) -> float:
+        moved = torch.stack([xy[:, 0], xy[:, 1] + shift], 1)
+        described = F.normalize(at_pixels(maps, xy.flatten(0, 1)), dim=-1).unflatten(0, (-1, 2))
+        return float(window_loss(maps, described, moved, on, scale, config, step=3))
+
+    exact = loss(0.0)
+    assert exact < min(loss(1.0), loss(-1.0), loss(2.0))
+    assert loss(0.0, torch.zeros_like(valid)) == 0
+    assert loss(0.0) == exact  # windows depend on seed and step only
 
 
 def _task(pool: Pool) -> DescriptorTask:

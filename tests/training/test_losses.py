@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparse_ga.training.losses import info_nce, mean_distance, regression, reliability_loss
+from sparse_ga.training.losses import info_nce, local_nce, mean_distance, regression, reliability_loss
 
 
 def _unit(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -112,3 +112,27 @@ def test_reliability_loss_rewards_the_truth() -> None:
     bad = reliability_loss(torch.tensor([[-4.0, 4.0, 50.0]]), correct, valid)
     assert float(good) == pytest.approx(math.log(1 + math.exp(-4)), rel=1e-4)
     assert float(bad) > 4
+
+
+def test_local_nce_is_least_at_the_right_place_and_counts_valid_pixels_only() -> None:
+    described, around = _unit(1, 4, 8), _unit(1, 4, 9, 8, seed=1)
+    around[:, :, 5] = described
+    target = torch.zeros(1, 4, 9)
+    target[..., 5] = 1
+    valid = torch.tensor([[True, True, True, False]])
+    assert float(local_nce(described, around, target, valid, 200.0)) < 1e-3
+    assert float(local_nce(described, around, target.roll(1, -1), valid, 200.0)) > 10
+    garbled = around.clone()
+    garbled[0, 3] = torch.roll(garbled[0, 3], 1, 0)
+    assert float(local_nce(described, garbled, target, valid, 9.0)) == pytest.approx(
+        float(local_nce(described, around, target, valid, 9.0))
+    )
+    assert float(local_nce(described, around, target, torch.zeros_like(valid), 9.0)) == 0
+
+
+def test_local_nce_passes_gradcheck() -> None:
+    described, around = _unit(1, 3, 4, dtype=torch.float64), _unit(1, 3, 5, 4, seed=1, dtype=torch.float64)
+    target = torch.softmax(torch.randn(1, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(5)), -1)
+    valid = torch.tensor([[True, False, True]])
+    inputs = described.requires_grad_(), around.requires_grad_()
+    assert torch.autograd.gradcheck(lambda d, a: local_nce(d, a, target, valid, 5.0), inputs)
