@@ -6,6 +6,8 @@
     train_compact.py export RUN FOLDER                 # averaged weights, half precision, for sparse_ga/weights/compact
     train_compact.py pack RUN FOLDER                   # the same in files of at most 15 MiB, to carry between machines
     train_compact.py train RUN2 --start FOLDER         # a new schedule from packed weights
+    train_compact.py render RUN --pool 1000 --size small --side 128   # without a GPU: objects rendered once, then
+    train_compact.py train RUN --pool 1000 --size small --side 128    # drawn from again and again
 
 Leaves RUN/last.safetensors (a checkpoint a minute), RUN/metrics.jsonl and RUN/plots.html.
 """
@@ -21,7 +23,7 @@ from pathlib import Path
 import torch
 
 from sparse_ga.network.model import AsymmetricMASt3R
-from sparse_ga.synthetic.procedural.pool import Pool
+from sparse_ga.synthetic.procedural.pool import Pool, write_shard
 from sparse_ga.synthetic.procedural.scene import SceneConfig, render_batch
 from sparse_ga.training.checkpoints import averaged_weights, export_parts, load_parts
 from sparse_ga.training.compact_task import CompactTask, CompactTaskConfig, architecture
@@ -29,7 +31,8 @@ from sparse_ga.training.loop import Chunk, LoopConfig, run
 from sparse_ga.training.metrics import Record
 from sparse_ga.training.validation import UnseenPair, score_predictor, unseen_pairs
 
-UNSEEN_SEED = 901
+POOL_SEED, UNSEEN_SEED = 101, 901
+_POOL_VIEWS = 8
 
 
 def _unseen(args: argparse.Namespace) -> list[UnseenPair]:
@@ -60,9 +63,24 @@ def _config(args: argparse.Namespace) -> CompactTaskConfig:
         objects=args.objects,
         views=args.views,
         rendered_steps=args.rendered_steps,
+        pool_objects=args.pool,
         correspondences=args.correspondences,
         seed=args.seed,
     )
+
+
+def _pool(args: argparse.Namespace) -> Pool:
+    """The training pool in RUN/pool; what is missing is rendered when it is drawn."""
+    folder = args.run / "pool"
+    folder.mkdir(parents=True, exist_ok=True)
+    return Pool(folder, SceneConfig(1, _POOL_VIEWS, args.side, args.side, grid=48), POOL_SEED)
+
+
+def render(args: argparse.Namespace) -> None:
+    """Fill the pool ahead of training, or beside it."""
+    pool = _pool(args)
+    for index in range(args.pool):
+        write_shard(pool.folder, pool.config, pool.seed, index)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -78,7 +96,7 @@ def train(args: argparse.Namespace) -> None:
     )
     initial = None if args.start is None else load_parts(args.start)
     validator = _validator(_unseen(args), args) if args.unseen > 0 else None
-    task = CompactTask(_config(args), validator, initial)
+    task = CompactTask(_config(args), validator, initial, _pool(args) if args.pool else None)
     state = run(task, loop, args.run, torch.device(args.device), Chunk(args.minutes))
     print(f"step {state.step} of {loop.steps}; {args.run / 'metrics.jsonl'}, {args.run / 'plots.html'}")
 
@@ -105,7 +123,7 @@ def measure(args: argparse.Namespace) -> None:
     device, config = torch.device(args.device), _config(args)
     scene = SceneConfig(config.objects * config.rendered_steps, config.views, config.side, config.side)
     rendering = _seconds(lambda index: render_batch(scene, 5, index, device), device)
-    task = CompactTask(config, None)
+    task = CompactTask(config, None, pool=_pool(args) if args.pool else None)
     model = task.build().to(device)
     learning = _seconds(lambda index: task.loss(model, index)[0].backward(), device, 4 * config.rendered_steps)
     views = config.objects * config.views
@@ -155,7 +173,7 @@ def pack(args: argparse.Namespace) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=["train", "measure", "validate", "export", "pack"])
+    parser.add_argument("action", choices=["render", "train", "measure", "validate", "export", "pack"])
     parser.add_argument("run", type=Path, help="folder of the run: checkpoints, metrics, validation scenes")
     parser.add_argument("output", type=Path, nargs="?", help="export, pack: where the weights go")
     for name, value, text in (
@@ -163,6 +181,7 @@ def _arguments() -> argparse.Namespace:
         ("objects", 16, "objects in a batch"),
         ("views", 4, "views of an object, in pairs"),
         ("rendered-steps", 4, "steps whose objects are rendered together"),
+        ("pool", 0, "objects rendered once into RUN/pool and drawn from; 0: new ones for every step"),
         ("correspondences", 1024, "correspondences of a pair in the matching loss"),
         ("steps", 60000, "length of the whole schedule"),
         ("validate-every", 1000, "steps between validations"),
@@ -171,7 +190,9 @@ def _arguments() -> argparse.Namespace:
         ("threads", 1, "threads of torch"),
     ):
         parser.add_argument(f"--{name}", type=int, default=value, help=text)
-    parser.add_argument("--size", choices=["patch8", "patch16", "tiny"], default="patch8", help="which network")
+    parser.add_argument(
+        "--size", choices=["patch8", "patch16", "small", "tiny"], default="patch8", help="which network"
+    )
     parser.add_argument("--mode", choices=["tokens", "fill", "context"], default="tokens", help="masking in validation")
     parser.add_argument("--start", type=Path, default=None, help="train: packed weights to start from")
     parser.add_argument("--classical", action="store_true", help="validate: the classical predictor instead")
@@ -185,7 +206,9 @@ def main() -> None:
     """Run one action."""
     args = _arguments()
     torch.set_num_threads(args.threads)
-    {"train": train, "measure": measure, "validate": validate, "export": export, "pack": pack}[args.action](args)
+    {"render": render, "train": train, "measure": measure, "validate": validate, "export": export, "pack": pack}[
+        args.action
+    ](args)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Learning a compact MASt3R from procedural pairs rendered on the fly, with masks in every mode."""
+"""Learning a compact MASt3R from procedural pairs, rendered on the fly or in a pool, with masks in every mode."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,19 +18,26 @@ from sparse_ga.network.masking import MaskMode
 from sparse_ga.network.model import AsymmetricMASt3R, ImageBatch, Output, build_model
 from sparse_ga.synthetic.procedural.bundle import Draw
 from sparse_ga.synthetic.procedural.correspondences import correspond, relative_pose, unproject
+from sparse_ga.synthetic.procedural.pool import Pool
 from sparse_ga.synthetic.procedural.scene import Batch, SceneConfig, render_batch
 from sparse_ga.training.checkpoints import digest_of
 from sparse_ga.training.losses import info_nce, regression
 from sparse_ga.training.metrics import Record
 from sparse_ga.training.validation import device_of
 
-SizeName = Literal["patch8", "patch16", "tiny"]
+SizeName = Literal["patch8", "patch16", "small", "tiny"]
 _MODES: tuple[MaskMode, ...] = ("tokens", "fill", "context")
 
 
 def architecture(name: SizeName, side: int) -> Architecture:
-    """A compact network: patch8 and patch16 stay below 32 MB in half precision, tiny is for tests."""
-    trunk = {"patch8": (8, 1.5, 256, 8, 192, 5), "patch16": (16, 0.7, 256, 8, 192, 4), "tiny": (8, 1.0, 48, 2, 48, 2)}
+    """A compact network: patch8 and patch16 stay below 32 MB in half precision, small learns on a CPU, tiny is for
+    tests."""
+    trunk = {
+        "patch8": (8, 1.5, 256, 8, 192, 5),
+        "patch16": (16, 0.7, 256, 8, 192, 4),
+        "small": (8, 1.0, 96, 4, 96, 3),
+        "tiny": (8, 1.0, 48, 2, 48, 2),
+    }
     patch, ratio, encoder, encoder_depth, decoder, decoder_depth = trunk[name]
     return Architecture(
         model="AsymmetricMASt3R",
@@ -64,6 +71,8 @@ class CompactTaskConfig:
     """Views of an object; they form views / 2 pairs."""
     rendered_steps: int = 4
     """Steps whose objects are rendered together: the renderer is launched less often, and memory grows with it."""
+    pool_objects: int = 0
+    """Objects of the pool that batches are drawn from, if there is one."""
     grid: int = 64
     """Points along an edge of the distance grid of the renderer."""
     correspondences: int = 1024
@@ -91,14 +100,30 @@ class PairBatch:
     object_from_cam: Tensor  # (2, P, 4, 4)
 
 
-def pair_up(batch: Batch, masks: Tensor) -> PairBatch:
-    """Views (0, 1), (2, 3), ... of every object as pairs, with `masks` (B, V, H, W) in place of the exact ones."""
+_ROWS = ("image", "mask", "mask_imperfect", "depth", "intrinsics", "object_from_cam")
+
+
+def pair_up(rows: Mapping[str, Tensor], masks: Tensor) -> PairBatch:
+    """Views (0, 1), (2, 3), ... of every object as pairs, with `masks` (B, V, H, W) in place of the exact ones.
+
+    `rows` are tensors (B, V, ...) by their name in `Batch`.
+    """
 
     def split(values: Tensor) -> Tensor:
         return values.unflatten(1, (-1, 2)).flatten(0, 1).transpose(0, 1)  # (2, P, ...)
 
-    images = split(batch.image).float() / 127.5 - 1
-    return PairBatch(images, split(masks), split(batch.depth), split(batch.intrinsics), split(batch.object_from_cam))
+    images = split(rows["image"]).float() / 127.5 - 1
+    return PairBatch(images, split(masks), *(split(rows[name]) for name in ("depth", "intrinsics", "object_from_cam")))
+
+
+def draw_from_pool(pool: Pool, draw: Draw, pool_objects: int, objects: int, views: int) -> dict[str, Tensor]:
+    """`objects` of the pool's first `pool_objects`, each with `views` of its views: tensors (B, V, ...) by name."""
+    chosen = []
+    for _ in range(objects):
+        rows = pool.rows(int(draw.uniform(0, pool_objects)))
+        some = torch.randperm(pool.views, generator=draw.generator)[:views]
+        chosen.append({name: rows[name][some] for name in _ROWS})
+    return {name: torch.stack([rows[name] for rows in chosen]) for name in _ROWS}
 
 
 def interleave(sides: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,21 +194,23 @@ def matching_loss(
 
 
 class CompactTask:
-    """Regression and matching on pairs rendered for every step; nothing is stored."""
+    """Regression and matching on pairs rendered for every step, or drawn from a pool where that would take too long."""
 
     def __init__(
         self,
         config: CompactTaskConfig,
         validator: Callable[[AsymmetricMASt3R], Record] | None,
         initial: dict[str, Tensor] | None = None,
+        pool: Pool | None = None,
     ) -> None:
-        self.config, self.validator, self.initial = config, validator, initial
+        self.config, self.validator, self.initial, self.pool = config, validator, initial, pool
         self._kept: tuple[tuple[int, torch.device], Batch] | None = None
 
     def settings(self) -> dict[str, object]:
         """The task's settings, with lists for tuples as JSON has them, and which weights it starts from."""
         start = "random" if self.initial is None else digest_of(self.initial)
-        return {"task": json.loads(json.dumps(dataclasses.asdict(self.config))), "initial": start}
+        pool = None if self.pool is None else {"seed": self.pool.seed, **dataclasses.asdict(self.pool.config)}
+        return {"task": json.loads(json.dumps(dataclasses.asdict(self.config))), "initial": start, "pool": pool}
 
     def build(self) -> nn.Module:
         """The network with the weights given at the start, or random ones that depend on the seed only."""
@@ -201,22 +228,28 @@ class CompactTask:
         objects = self.config.objects * self.config.rendered_steps
         return SceneConfig(objects, self.config.views, height, width, grid=self.config.grid)
 
-    def _rendered(self, step: int, device: torch.device) -> Batch:
+    def _rendered(self, step: int, device: torch.device) -> dict[str, Tensor]:
         """The step's objects, out of a larger batch that is rendered once and kept for the steps that share it."""
         block, part = divmod(step, self.config.rendered_steps)
         if self._kept is None or self._kept[0] != (block, device):
             batch = render_batch(self._scene(block), 17 + self.config.seed, block, device)
             self._kept = ((block, device), batch)
         count = self.config.objects
-        return self._kept[1].rows(part * count, (part + 1) * count)
+        rows = self._kept[1].rows(part * count, (part + 1) * count)
+        return {name: getattr(rows, name) for name in _ROWS}
 
     def batch(self, step: int, device: torch.device) -> tuple[PairBatch, MaskMode, Draw]:
         """The step's pairs and how they are masked; depends on the seed and the step only."""
         draw = Draw(torch.Generator().manual_seed(self.config.seed * 1_000_003 + step))
         mode = _MODES[int(draw.choice(list(self.config.mode_weights), 1))]
-        rendered = self._rendered(step, device)
+        if self.pool is None:
+            rows = self._rendered(step, device)
+        else:
+            config = self.config
+            found = draw_from_pool(self.pool, draw, config.pool_objects, config.objects, config.views)
+            rows = {name: values.to(device) for name, values in found.items()}
         imperfect = draw.chance(self.config.imperfect_share, self.config.objects, 1, 1, 1).to(device)
-        pairs = pair_up(rendered, torch.where(imperfect, rendered.mask_imperfect, rendered.mask))
+        pairs = pair_up(rows, torch.where(imperfect, rows["mask_imperfect"], rows["mask"]))
         return pairs, mode, Draw(torch.Generator(device).manual_seed(self.config.seed * 1_000_003 + step))
 
     def loss(self, model: nn.Module, step: int) -> tuple[Tensor, Record]:

@@ -117,6 +117,20 @@ def test_steps_that_are_rendered_together_get_different_objects() -> None:
     assert torch.equal(fresh.batch(1, CPU)[0].images, second)
 
 
+def test_batches_from_a_pool_show_pool_objects_and_are_the_same_again(tmp_path: Path) -> None:
+    pool = Pool(tmp_path, SceneConfig(objects=1, views=3, height=48, width=48, grid=20), 9)
+    task = CompactTask(replace(TINY, pool_objects=2), None, pool=pool)
+    pairs, _, draw = task.batch(4, CPU)
+    again, _, _ = CompactTask(task.config, None, pool=pool).batch(4, CPU)
+    assert torch.equal(pairs.images, again.images)
+    assert not torch.equal(pairs.images, task.batch(5, CPU)[0].images)
+    shown = torch.cat([pool.rows(k)["image"] for k in (0, 1)]).float() / 127.5 - 1
+    for image in pairs.images.flatten(0, 1):
+        assert (shown - image).abs().amax((1, 2, 3)).min() == 0
+    assert int(draw_matches(draw, pairs, 64)[1].sum()) > 0
+    assert task.settings()["pool"] != CompactTask(TINY, None).settings()["pool"]
+
+
 def test_interleave_puts_both_orders_next_to_each_other() -> None:
     first, second = interleave(torch.tensor([[1, 2], [10, 20]]))
     assert first.tolist() == [1, 10, 2, 20]
