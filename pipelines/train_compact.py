@@ -91,7 +91,7 @@ def train(args: argparse.Namespace) -> None:
         learning_rate=args.rate,
         warmup=max(1, min(1000, args.steps // 10)),
         weight_decay=0.05,
-        average_decay=0.9995,
+        average_decay=max(0.0, min(0.9995, 1 - 20 / args.steps)),
         validate_every=args.validate_every,
     )
     initial = None if args.start is None else load_parts(args.start)
