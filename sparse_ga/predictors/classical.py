@@ -73,7 +73,7 @@ class ClassicalPredictor:
         self.settings, self.describer = settings or ClassicalSettings(), describer
         content = f"classical-7 {cv2.__version__} {sorted(asdict(self.settings).items())}"
         if describer is not None:
-            content += f" dense-1 {describer.fingerprint} {sorted(asdict(DenseSettings()).items())}"
+            content += f" dense-2 {describer.fingerprint} {sorted(asdict(DenseSettings()).items())}"
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
 
     def encode(self, view: View) -> Features:

@@ -50,7 +50,8 @@ def load_describer(config: ForwardConfig) -> DenseDescriptor | None:
         return None
     path = packaged_weights() if config.descriptors == "packaged" else Path(config.descriptors)
     try:
-        return DenseDescriptor.load(path, FIRST_SIZE, resolve_device(config.device))
+        device = resolve_device(config.device, ("cuda",))  # MPS has no double precision, which cut-outs are placed in
+        return DenseDescriptor.load(path, FIRST_SIZE, device)
     except (OSError, ValueError) as error:
         raise InputError(f"forward.descriptors: {error}") from None
 
