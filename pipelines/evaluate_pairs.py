@@ -34,7 +34,7 @@ from sparse_ga.products import Array, PairPrediction, View
 from sparse_ga.stages import ingest
 from sparse_ga.training.validation import pose_of_prediction
 
-BINS_DEG = (0, 30, 50, 75)
+_EDGES_DEG = (0.0, 30.0, 50.0, 75.0)
 
 
 def pair_errors_deg(prediction: PairPrediction, view_j: View, i_from_j: Array) -> tuple[float, float]:
@@ -74,6 +74,14 @@ def summarise(rows: Array) -> dict[str, Any]:
     return {"pairs": len(rows), **{k: round(100 * float(v.mean()), 1) if len(v) else 0.0 for k, v in shares.items()}}
 
 
+def by_angle(rows: Array, max_angle: float) -> dict[str, dict[str, Any]]:
+    """`summarise` of the rows (P, 2) in each range of angles up to `max_angle`, which is in the last, and of all."""
+    edges = [edge for edge in _EDGES_DEG if edge < max_angle] + [max_angle]
+    index = np.clip(np.searchsorted(edges, rows[:, 0], side="right") - 1, 0, len(edges) - 2)
+    parts = {f"{a:g} to {b:g} degrees": summarise(rows[index == n]) for n, (a, b) in enumerate(pairwise(edges))}
+    return parts | {"all": summarise(rows)}
+
+
 def read_set(folder: Path, predictor: PairPredictor) -> tuple[list[View], Array]:
     """Working views of SET with the true intrinsics, and their true poses world_from_cam (N, 4, 4)."""
     images, masks, truth = folder / "images", folder / "masks", folder / "gt.json"
@@ -87,6 +95,9 @@ def read_set(folder: Path, predictor: PairPredictor) -> tuple[list[View], Array]
     if not rows:
         raise InputError(f"{truth}: no image has both K and cam2w")
     found = [path for path, _, _ in rows]
+    for path in paths:
+        if path not in found:
+            print(f"evaluate_pairs: {path.name} is left out, for {truth} has no K and cam2w of it", file=sys.stderr)
     given = given_cameras([path.name for path in found], [k for _, k, _ in rows], None)
     job = make_job(found, masks if masks.is_dir() else None, predictor, make_config({}), given)
     return [ingest.run(source, job.config) for source in job.sources], np.stack([pose for _, _, pose in rows])
@@ -97,7 +108,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("set", type=Path, help="folder with images, masks and gt.json")
     parser.add_argument("--predictor", default="classical", help="classical, compact, mast3r, a hub name, a checkpoint")
-    parser.add_argument("--descriptors", help="of the classical predictor: packaged, or a file")
+    parser.add_argument("--descriptors", help="of the classical predictor: a file of weights")
     parser.add_argument("--max-angle", type=float, default=75.0, help="pairs further apart are left out, degrees")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -116,10 +127,7 @@ def main() -> int:
         print(f"evaluate_pairs: {error}", file=sys.stderr)
         return 2
     rows = measure(predictor, views, poses, args.max_angle)
-    parts = {
-        f"{low} to {high} degrees": summarise(rows[(rows[:, 0] >= low) & (rows[:, 0] < high)])
-        for low, high in pairwise(BINS_DEG)
-    } | {"all": summarise(rows)}
+    parts = by_angle(rows, args.max_angle)
     if args.json:
         print(json.dumps(parts))
     else:

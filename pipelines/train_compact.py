@@ -129,7 +129,7 @@ def measure(args: argparse.Namespace) -> None:
     views = config.objects * config.views
     figures = {
         "views_per_s": views * config.rendered_steps / rendering,
-        "pairs_per_s": views / 2 / learning,  # rendering included
+        "pairs_per_s": views / 2 / learning,  # rendering, or reading the pool, included
         "seconds_per_step": learning,
     }
     if device.type == "cuda":

@@ -76,7 +76,7 @@ class ForwardConfig:
     keep_descriptors: bool = False
     """Keep descriptors in the cache after matching (to match again with other settings without the network)."""
     descriptors: str | None = None
-    """Descriptor network of the classical predictor, for pairs on which SIFT finds no pose: packaged, or a file that
+    """Descriptor network of the classical predictor, for pairs on which SIFT finds no pose or a weak one: a file that
     pipelines/train_descriptors.py exported. Unset: SIFT alone."""
     device: str = field(default="auto", metadata=_RUNTIME)
     """auto, cpu, cuda, cuda:N or mps."""

@@ -257,9 +257,27 @@ def test_pairs_are_judged_one_by_one(
     gt.write_text(json.dumps(cameras))
     assert program.main() == 0
     assert json.loads(capsys.readouterr().out)["all"]["right"] == pytest.approx(100 / 3, abs=0.1)
+    del cameras[scene.names[0]]["K"]
+    gt.write_text(json.dumps(cameras))
+    assert program.main() == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["all"]["pairs"] == 1
+    assert scene.names[0] in told.err
     gt.unlink()
     assert program.main() == 2
     assert "gt.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("limit", "names"),
+    [(75.0, ["0 to 30", "30 to 50", "50 to 75"]), (60.0, ["0 to 30", "30 to 50", "50 to 60"]), (20.0, ["0 to 20"])],
+)
+def test_every_pair_is_in_one_range_of_angles(limit: float, names: list[str]) -> None:
+    angles = np.linspace(0, limit, 11)
+    rows = np.stack([angles, np.where(angles < 10, 1.0, np.inf)], 1)
+    parts = evaluate_program("evaluate_pairs").by_angle(rows, limit)
+    assert list(parts) == [f"{name} degrees" for name in names] + ["all"]
+    assert sum(part["pairs"] for name, part in parts.items() if name != "all") == parts["all"]["pairs"] == 11
 
 
 @pytest.mark.shared

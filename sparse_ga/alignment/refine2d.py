@@ -247,21 +247,22 @@ def _solve(
 
 
 def weighted_by_pair(problem: Problem, state: State, loss_px: float) -> Observations:
-    """The observations, those of pairs whose matches scatter more than most with less weight: (sigma / sigma_pair)^2.
+    """The observations, those of pairs whose matches scatter more than most with less weight, of pairs whose matches
+    scatter less with more: (sigma / sigma_pair)^2.
 
     Matches of one predictor may come from sub-pixel keypoints on one pair and from coarse descriptors on another; the
-    scatter of a pair's residuals tells (feasible generalised least squares). Few residuals tell little: a pair's
-    variance is averaged with that of `_KNOWN_BY` residuals of all pairs. Weights change by a factor of 30 at most.
+    scatter of a pair's residuals tells (feasible generalised least squares). Few residuals tell little: the logarithm
+    of a pair's variance is averaged with that of `_KNOWN_BY` residuals of all pairs. Weights change 30 times at most.
     """
     observations, lengths = problem.observations, residual_lengths(problem, state)
     pair = np.repeat(observations.link_pair, np.diff(observations.link_start))  # (M,)
-    middle = max(float(np.median(lengths)), 0.02 * loss_px)
+    floor = 0.02 * loss_px
+    middle = max(float(np.median(lengths)), floor)
     order = np.lexsort((lengths, pair))
     starts = np.flatnonzero(np.diff(pair[order], prepend=-1))
     counts = np.diff(np.append(starts, len(order)))
-    spread = lengths[order][starts + counts // 2]  # (P,) upper medians
-    variance = (counts * spread**2 + _KNOWN_BY * middle**2) / (counts + _KNOWN_BY)
-    factor = np.clip(middle**2 / variance, 1 / 30, 30.0)
+    spread = np.maximum(lengths[order][starts + counts // 2], floor)  # (P,) upper medians
+    factor = np.clip((middle / spread) ** (2 * counts / (counts + _KNOWN_BY)), 1 / 30, 30.0)
     rows = np.repeat(factor, counts)
     weight = observations.weight.copy()
     weight[order] *= rows

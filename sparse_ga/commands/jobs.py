@@ -138,7 +138,7 @@ def _make_paths_absolute(overrides: dict[str, Any]) -> None:
     pairs, forward = overrides.get("pairs"), overrides.get("forward")
     if isinstance(pairs, dict) and isinstance(pairs.get("pairs_file"), str):
         pairs["pairs_file"] = absolute(pairs["pairs_file"])
-    if isinstance(forward, dict) and forward.get("descriptors") not in (None, "packaged"):
+    if isinstance(forward, dict) and isinstance(forward.get("descriptors"), str):
         forward["descriptors"] = absolute(forward["descriptors"])
 
 

@@ -45,7 +45,7 @@ class DenseMatches:
     linear: Array  # (M, 2, 2) j_from_i around each match
     share: float  # how many of the reciprocal matches these are
     spacing_i_px: float  # distance of described points in view i, working px
-    spacing_px: float  # the same in view j
+    spacing_j_px: float  # the same in view j
 
     @property
     def roll(self) -> float:
@@ -132,14 +132,20 @@ def _peak_offsets(asked: Array, described: Array, valid: Array, best: Array) -> 
     return offsets
 
 
-def fit_neighbourhoods(xy_i: Array, xy_j: Array, spacing_px: float, iterations: int = 6) -> Neighbourhoods:
-    """Affine maps fitted robustly to the matches (M, 2), (M, 2) around each; `spacing_px` is what counts as agreement.
+def fit_neighbourhoods(
+    xy_i: Array, xy_j: Array, spacing_i_px: float, spacing_j_px: float, iterations: int = 6
+) -> Neighbourhoods:
+    """Affine maps fitted robustly to the matches (M, 2), (M, 2) around each.
+
+    Described points are `spacing_i_px` apart in view i and `spacing_j_px` in view j, where it counts as agreement.
 
     Iteratively reweighted least squares with the Geman-McClure kernel, whose scale shrinks from 6 spacings to one
     (graduated non-convexity).
     """
     parts = [
-        _fit_some(xy_i, xy_j, np.arange(start, min(start + _CHUNK, len(xy_i))), spacing_px, iterations)
+        _fit_some(
+            (xy_i, xy_j), np.arange(start, min(start + _CHUNK, len(xy_i))), (spacing_i_px, spacing_j_px), iterations
+        )
         for start in range(0, len(xy_i), _CHUNK)
     ]
     if not parts:
@@ -149,13 +155,16 @@ def fit_neighbourhoods(xy_i: Array, xy_j: Array, spacing_px: float, iterations: 
     )
 
 
-def _fit_some(xy_i: Array, xy_j: Array, asked: Array, spacing_px: float, iterations: int) -> Neighbourhoods:
+def _fit_some(
+    ends: tuple[Array, Array], asked: Array, spacings_px: tuple[float, float], iterations: int
+) -> Neighbourhoods:
     """`fit_neighbourhoods` of the matches `asked` (A,)."""
+    (xy_i, xy_j), (spacing_i_px, spacing_j_px) = ends, spacings_px
     count = min(_NEIGHBOURS, len(xy_i))
     distance, index = cKDTree(xy_i).query(xy_i[asked], count)
     distance, index = distance.reshape(len(asked), count), index.reshape(len(asked), count)
     near = np.exp(-2 * (distance / np.maximum(distance[:, -1:], 1e-6)) ** 2)  # (A, K)
-    unit = 10 * spacing_px
+    unit = 10 * spacing_i_px
     ones = np.ones((len(asked), count, 1))
     rows = np.concatenate([(xy_i[index] - xy_i[asked][:, None]) / unit, ones], 2)  # (A, K, 3)
     target = xy_j[index]  # (A, K, 2)
@@ -165,29 +174,29 @@ def _fit_some(xy_i: Array, xy_j: Array, asked: Array, spacing_px: float, iterati
         normal = np.einsum("mka,mk,mkb->mab", rows, weight, rows) + np.diag([1e-3, 1e-3, 1e-9])
         solution = np.linalg.solve(normal, np.einsum("mka,mk,mkd->mad", rows, weight, target))
         residual = np.linalg.norm(rows @ solution - target, axis=2)
-        scale = spacing_px * max(1.0, 6 * 0.6**iteration)
+        scale = spacing_j_px * max(1.0, 6 * 0.6**iteration)
         weight = near / (1 + (residual / scale) ** 2) ** 2
-    support = (near * (residual < 2 * spacing_px)).sum(1) / near.sum(1)
+    support = (near * (residual < 2 * spacing_j_px)).sum(1) / near.sum(1)
     return Neighbourhoods(solution[:, 2], support, solution[:, :2].transpose(0, 2, 1) / unit)
 
 
-def agreeing(matches: PairMatches, spacing_i_px: float, spacing_px: float) -> DenseMatches:
+def agreeing(matches: PairMatches, spacing_i_px: float, spacing_j_px: float) -> DenseMatches:
     """The matches that fit the affine map of most of their neighbours, each moved to where that map puts it.
 
-    Described points are `spacing_i_px` apart in view i and `spacing_px` in view j.
+    Described points are `spacing_i_px` apart in view i and `spacing_j_px` in view j.
     """
     xy_i, xy_j = matches.xy_i.astype(float), matches.xy_j.astype(float)
-    found = fit_neighbourhoods(xy_i, xy_j, spacing_px)
+    found = fit_neighbourhoods(xy_i, xy_j, spacing_i_px, spacing_j_px)
     off = np.linalg.norm(found.placed - xy_j, axis=1)
-    keep = (found.support > 0.5) & (off < 2 * spacing_px)
+    keep = (found.support > 0.5) & (off < 2 * spacing_j_px)
     kept = PairMatches(
         matches.xy_i[keep], found.placed[keep].astype(np.float32), found.support[keep].astype(np.float32)
     )
-    return DenseMatches(kept, found.linear[keep], float(keep.mean()) if len(keep) else 0.0, spacing_i_px, spacing_px)
+    return DenseMatches(kept, found.linear[keep], float(keep.mean()) if len(keep) else 0.0, spacing_i_px, spacing_j_px)
 
 
 def second_size(views: tuple[View, View]) -> int:
-    """Side in px of the square the object is brought to for the second look: as large as it is in the photographs.
+    """Side in px of the square the object is brought to for the second look: as large as it is in the working images.
 
     The matches' error in px of that square is much the same at all sizes: on rendered objects of 500 px, poses at 384
     px were off by half as much as at 256.

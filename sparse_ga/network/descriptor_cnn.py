@@ -158,14 +158,19 @@ class DescriptorMap:
         return xy @ self.view_from_grid[:2, :2].T + self.view_from_grid[:2, 2]
 
 
-def square_around(mask: Array, margin: float = 0.08) -> tuple[Array, float]:
-    """Centre (2,) and side in px of a square around a mask (H, W), with a margin; the whole image if it is empty."""
+def square_around(mask: Array, roll: float = 0.0, margin: float = 0.08) -> tuple[Array, float]:
+    """Centre (2,) and side in px of a square around a mask (H, W), with a margin; the whole image if it is empty.
+
+    The square's x axis points `roll` radians from the image's x axis towards its y axis.
+    """
     y, x = np.nonzero(mask)
     if len(x) == 0:
         height, width = mask.shape
         return np.array([(width - 1) / 2, (height - 1) / 2]), float(max(height, width))
-    low, high = np.array([x.min(), y.min()]), np.array([x.max(), y.max()])
-    return (low + high) / 2, float((high - low + 1).max() * (1 + 2 * margin))
+    turn = np.array([[math.cos(roll), -math.sin(roll)], [math.sin(roll), math.cos(roll)]])  # image from square
+    along = np.stack([x, y], 1) @ turn
+    low, high = along.min(0), along.max(0)
+    return turn @ (low + high) / 2, float((high - low + 1).max() * (1 + 2 * margin))
 
 
 def cut_out(images: Tensor, masks: Tensor, image_from_cut: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -212,10 +217,12 @@ class DenseDescriptor:
             raise ValueError(f"{path}: damaged, or not a safetensors file ({error})") from error
         if metadata.get("format") != _FORMAT:
             raise ValueError(f"{path}: not weights of the descriptor network (format {metadata.get('format')!r})")
-        raw = json.loads(metadata["config"])
-        config = DescriptorConfig(raw["dim"], tuple(raw["widths"]), tuple(raw["blocks"]), raw["size"])
-        model = DescriptorCNN(config)
-        model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
+        try:
+            raw = json.loads(metadata["config"])
+            model = DescriptorCNN(DescriptorConfig(raw["dim"], tuple(raw["widths"]), tuple(raw["blocks"]), raw["size"]))
+            model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path}: not weights of this version's descriptor network ({error})") from error
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         return DenseDescriptor(model.to(device), f"descriptor-{digest}", size)
 
@@ -238,7 +245,7 @@ class DenseDescriptor:
 
     def _cut(self, view: View, roll: float, size: int) -> tuple[Array, Tensor, Tensor]:
         """view_from_cut (3, 3), network input (1, 4, S, S) and grid points on the object (S / 2, S / 2) of `size` S."""
-        centre, side = square_around(view.mask)
+        centre, side = square_around(view.mask, roll)
         view_from_cut = np.eye(3)
         cosine, sine = side / size * math.cos(roll), side / size * math.sin(roll)
         view_from_cut[:2, :2] = [[cosine, -sine], [sine, cosine]]

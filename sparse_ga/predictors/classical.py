@@ -2,7 +2,7 @@
 
 With a descriptor network (1.2 million parameters, ours), pairs on which SIFT finds no pose, or one that few matches
 agree on, are asked for dense matches: coarser, and rarely wrong. A pose of SIFT's that theirs confirms is refined with
-them; where there is none, theirs is taken.
+them; where there is none, or they contradict it, theirs is taken.
 
 Point maps come from the triangulated inliers: their log depth is spread over the mask by harmonic interpolation, with
 a confidence that falls with the distance to the evidence, and with the ambiguity of the pair's pose. Depth is
@@ -66,14 +66,14 @@ class ClassicalSettings:
 
 
 class ClassicalPredictor:
-    """`FeaturePredictor` and `Calibrator` without weights (see the module's docstring)."""
+    """`FeaturePredictor` and `Calibrator` (see the module's docstring)."""
 
     def __init__(self, settings: ClassicalSettings | None = None, describer: DenseDescriptor | None = None) -> None:
         """`describer` gives dense matches to pairs on which SIFT finds little; without one it is SIFT alone."""
         self.settings, self.describer = settings or ClassicalSettings(), describer
         content = f"classical-7 {cv2.__version__} {sorted(asdict(self.settings).items())}"
         if describer is not None:
-            content += f" dense-2 {describer.fingerprint} {sorted(asdict(DenseSettings()).items())}"
+            content += f" dense-3 {describer.fingerprint} {sorted(asdict(DenseSettings()).items())}"
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
 
     def encode(self, view: View) -> Features:
@@ -114,20 +114,18 @@ class ClassicalPredictor:
         """As `predict`, from features computed before. Views without intrinsics get a common guess of the focal."""
         s, views, features = self.settings, (view_i, view_j), (features_i, features_j)
         sift = features_i["sift"], features_j["sift"]
-        pose, loose = (
-            self._pose(match_root_sift(*sift, s.ratio), views, features),
-            match_root_sift(*sift, s.loose_ratio),
-        )
+        loose = match_root_sift(*sift, s.loose_ratio)
+        pose = self._pose(match_root_sift(*sift, s.ratio), views, features)
         strong = not isinstance(pose, str) and int(pose.inliers.sum()) >= s.strong_matches
         dense = None if strong else self._dense(views, features)
-        if isinstance(pose, str) or (dense is not None and not dense.confirms(pose)):
+        if isinstance(pose, str) or (isinstance(dense, DensePose) and not dense.confirms(pose)):
             pose = self._pose(loose, views, features)
-        if dense is not None and (isinstance(pose, str) or not dense.confirms(pose)):
+        if isinstance(dense, DensePose) and (isinstance(pose, str) or not dense.confirms(pose)):
             return self._triangulated(view_i, view_j, dense.pose, dense.matches)
         if isinstance(pose, str):
-            return PairPrediction.reject(view_i, view_j, pose)
+            return PairPrediction.reject(view_i, view_j, pose if dense is None else f"{pose}; {dense}")
         matches = self._agreeing(loose, pose, views, features)
-        if dense is not None:
+        if isinstance(dense, DensePose):
             pose = self._joint(pose, matches, dense, views)
             matches = self._agreeing(loose, pose, views, features).joined(dense.matches)
         return self._triangulated(view_i, view_j, pose, matches)
@@ -159,13 +157,12 @@ class ClassicalPredictor:
         weights = np.sqrt(both.confidence.astype(float))
         return joint_pose((pose, dense.pose), ends[0], ends[1], weights, self.settings.threshold_px / 2 / focal)
 
-    def _dense(self, views: tuple[View, View], features: tuple[Features, Features]) -> DensePose | None:
-        """The pair's pose by the descriptor network, if there is one and it is to be relied on."""
+    def _dense(self, views: tuple[View, View], features: tuple[Features, Features]) -> DensePose | str | None:
+        """The pair's pose by the descriptor network, or why there is none to be relied on; None without a network."""
         if self.describer is None:
             return None
         cameras = working_intrinsics(views[0]), working_intrinsics(views[1])
-        found = dense_pose(self.describer, views, features, cameras, DenseSettings())
-        return None if isinstance(found, str) else found
+        return dense_pose(self.describer, views, features, cameras, DenseSettings())
 
     def _pose(
         self, matches: tuple[Array, Array, Array], views: tuple[View, View], features: tuple[Features, Features]

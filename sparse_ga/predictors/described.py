@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -49,20 +49,18 @@ class DenseSettings:
 
 @dataclass(frozen=True, eq=False)
 class DensePose:
-    """A pair's pose and the matches it rests on, one for every few pixels: all of them inliers."""
+    """A pair's pose and those of its inliers that go on, one for every few pixels."""
 
     pose: RelativePose  # ambiguity_deg is at least the rotation's standard deviation
     matches: PairMatches  # confidence: 1 / sigma^2 in working px, as of SIFT's
 
     def confirms(self, other: RelativePose) -> bool:
-        """Whether another pose of the pair is within what is known of this one."""
+        """Whether another pose of the pair has the same rotation, as far as the two are known.
+
+        Translations are not compared: over a small angle they are known worse than rotations by an order.
+        """
         turn = float(rotation_angle_deg(self.pose.rotation.T @ other.rotation))
         return turn < _AGREE_SIGMAS * float(np.hypot(self.pose.ambiguity_deg, other.ambiguity_deg))
-
-
-def packaged_weights() -> Path:
-    """Where the package keeps the descriptor network."""
-    return Path(__file__).parent.parent / "weights" / "descriptor.safetensors"
 
 
 def pack(described: DescriptorMap) -> Features:
@@ -92,28 +90,38 @@ def dense_pose(
 ) -> DensePose | str:
     """j_from_i of two views with intrinsics `cameras` (3, 3), or why there is none to be relied on."""
     found = match_described(describer, views, (unpack(features[0]), unpack(features[1])), settings.min_share / 2)
-    if found.share < settings.min_share or len(found.matches) < settings.min_matches:
+    if len(found.matches) < settings.min_matches:
+        return f"only {len(found.matches)} dense matches agree with those around them"
+    if found.share < settings.min_share:
         return f"only {100 * found.share:.0f} % of the dense matches agree with those around them"
     ends = [rays(k, xy.astype(float)) for k, xy in zip(cameras, (found.matches.xy_i, found.matches.xy_j))]
-    focal = float(np.sqrt(cameras[0][0, 0] * cameras[1][0, 0]))
-    pose = estimate_relative_pose(ends[0], ends[1], found.spacing_px / focal, independent=_INDEPENDENT)
+    reach = _reach(found, cameras)
+    pose = estimate_relative_pose(ends[0], ends[1], reach, independent=_INDEPENDENT)
     share = 0.0 if pose is None else float(pose.inliers.mean())
     if pose is None or share < settings.min_inlier_share:
         return f"only {100 * share:.0f} % of the dense matches agree on an epipolar geometry"
     angle = float(np.median(ray_angles_deg(ends[0][pose.inliers], ends[1][pose.inliers], pose.rotation)))
     if angle < settings.min_angle_deg:
         return f"triangulation angle {angle:.1f} degrees: too little for dense matches"
-    noise = found.spacing_px / focal / np.sqrt(_INDEPENDENT)
-    sigma_deg = rotation_sigma_deg(ends[0], ends[1], pose, float(noise))
+    sigma_deg = rotation_sigma_deg(ends[0], ends[1], pose, reach / math.sqrt(_INDEPENDENT))
     if sigma_deg > settings.max_sigma_deg:
         return f"the dense matches leave the rotation uncertain by {sigma_deg:.0f} degrees"
     chosen = _sparse(found, pose.inliers)
     inliers = np.ones(len(chosen), bool)
     matches = found.matches.select(chosen)
-    sigma = np.full(len(chosen), max(1.0, found.spacing_px), np.float32)
+    sigma = np.full(len(chosen), max(1.0, found.spacing_i_px, found.spacing_j_px), np.float32)
     matches = PairMatches(matches.xy_i, matches.xy_j, 1 / sigma**2)
     known = RelativePose(pose.rotation, pose.translation, inliers, max(pose.ambiguity_deg, sigma_deg))
     return DensePose(known, matches)
+
+
+def _reach(found: DenseMatches, cameras: tuple[Array, Array]) -> float:
+    """How far off, as a Sampson distance of rays, matches that are a grid point off may be.
+
+    That distance is shared out between both views' coordinates, and is the smaller where one view is the finer.
+    """
+    steps = [s / k[0, 0] for s, k in zip((found.spacing_i_px, found.spacing_j_px), cameras)]
+    return math.sqrt(2 / (steps[0] ** -2 + steps[1] ** -2))
 
 
 def joint_pose(

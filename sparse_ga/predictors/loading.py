@@ -22,8 +22,10 @@ NAMES = ("classical", "compact", "mast3r")
 def load_predictor(name: str, config: ForwardConfig) -> PairPredictor:
     """The predictor called `name`: classical, compact, mast3r, a hub name ("owner/model") or a path to a checkpoint.
 
-    Raises `InputError` when there is none of that name.
+    Raises `InputError` when there is none of that name, or when it cannot use what `config` gives.
     """
+    if config.descriptors is not None and name != "classical":
+        raise InputError(f"forward.descriptors: only the classical predictor uses them, not {name}")
     if name == "classical":
         from sparse_ga.predictors.classical import ClassicalPredictor
 
@@ -44,14 +46,13 @@ def load_predictor(name: str, config: ForwardConfig) -> PairPredictor:
 def load_describer(config: ForwardConfig) -> DenseDescriptor | None:
     """The descriptor network that `config.descriptors` names; raises `InputError` where there is none."""
     from sparse_ga.network.descriptor_cnn import DenseDescriptor
-    from sparse_ga.predictors.described import FIRST_SIZE, packaged_weights
+    from sparse_ga.predictors.described import FIRST_SIZE
 
     if config.descriptors is None:
         return None
-    path = packaged_weights() if config.descriptors == "packaged" else Path(config.descriptors)
+    device = resolve_device(config.device, ("cuda",))  # MPS has no double precision, which cut-outs are placed in
     try:
-        device = resolve_device(config.device, ("cuda",))  # MPS has no double precision, which cut-outs are placed in
-        return DenseDescriptor.load(path, FIRST_SIZE, device)
+        return DenseDescriptor.load(config.descriptors, FIRST_SIZE, device)
     except (OSError, ValueError) as error:
         raise InputError(f"forward.descriptors: {error}") from None
 

@@ -278,6 +278,7 @@ def _figure(rng: np.random.Generator) -> Implicit:
     heights, widths = rng.uniform(0.02, 0.05, 8), rng.uniform(0.04, 0.07, 8)
 
     def implicit(p: Array) -> Array:
+        """Values (N,) at points (N, 3), negative inside."""
         value = _ellipsoid(p, np.zeros(3), body) - _bumps(p, centres, heights, widths)
         value = _smooth_union(value, _ellipsoid(p, head, np.array([0.12, 0.1, 0.1])), 0.06)
         value = _smooth_union(value, _capsule(p, np.zeros(3), head, 0.06), 0.04)

@@ -203,6 +203,8 @@ class CompactTask:
         initial: dict[str, Tensor] | None = None,
         pool: Pool | None = None,
     ) -> None:
+        if pool is not None and not (config.pool_objects > 0 and config.views <= pool.views):
+            raise ValueError(f"a pool needs pool_objects > 0, and at most {pool.views} views of an object are in it")
         self.config, self.validator, self.initial, self.pool = config, validator, initial, pool
         self._kept: tuple[tuple[int, torch.device], Batch] | None = None
 

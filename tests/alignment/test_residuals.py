@@ -9,6 +9,7 @@ import pytest
 from alignment_scenes import MILD, ring_case
 
 import sparse_ga.alignment.normal_equations as equations_module
+import sparse_ga.alignment.refine2d as refine2d_module
 from sparse_ga.alignment.normal_equations import (
     Loss,
     depth_step,
@@ -156,10 +157,41 @@ def test_pairs_that_scatter_weigh_less_and_the_others_as_before() -> None:
     per_pair = [np.unique(weight[pair == p].round(9)) for p in np.unique(pair)]
     assert all(len(values) == 1 for values in per_pair)  # one factor for a pair
     factors = np.concatenate(per_pair)
-    assert 1 / 200 < factors[1] / np.delete(factors, 1).max() < 1 / 20  # (1 / 10)^2, less what 20 residuals add
-    assert factors.min() == pytest.approx(1 / 30)  # no less
+    assert 1 / 200 < factors[1] / np.delete(factors, 1).max() < 1 / 10  # (1 / 10)^2, less what 20 residuals hide
     assert (np.delete(factors, 1) > 0.3).all()
-    assert (weighted_by_pair(scattered, state, 1e6).weight <= 30 * obs.weight).all()  # a floor for the scatter
+
+
+@pytest.mark.parametrize(
+    ("first", "others", "low", "high"),
+    [
+        (1e-6, 1e-7, 1.0, 1.0),  # beneath the floor nothing is told apart
+        (300.0, 0.1, 1 / 30, 1 / 30),
+        (0.01, 3.0, 30.0, 30.0),
+    ],
+)
+def test_weights_of_pairs_have_bounds(
+    monkeypatch: pytest.MonkeyPatch, first: float, others: float, low: float, high: float
+) -> None:
+    problem, state = small_problem()
+    obs = problem.observations
+    pair = np.repeat(obs.link_pair, np.diff(obs.link_start))
+    monkeypatch.setattr(refine2d_module, "residual_lengths", lambda *_: np.where(pair == 0, first, others))
+    factors = (weighted_by_pair(problem, state, 0.5).weight / obs.weight)[pair == 0]
+    assert (factors >= low * (1 - 1e-9)).all()
+    assert (factors <= high * (1 + 1e-9)).all()
+
+
+def test_a_single_residual_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, state = small_problem()
+    obs = problem.observations
+    alone = np.arange(len(obs)) == 0  # a pair of its own
+    starts = np.concatenate([[0], [1], obs.link_start[1:]])
+    obs = replace(obs, link_start=starts, link_pair=np.concatenate([[99], obs.link_pair]))
+    problem = replace(problem, observations=obs)
+    monkeypatch.setattr(refine2d_module, "residual_lengths", lambda *_: np.where(alone, 3.0, 0.1))
+    factors = weighted_by_pair(problem, state, 0.5).weight / obs.weight
+    assert 0.6 < factors[0] < 1
+    np.testing.assert_allclose(factors[1:], 1)
 
 
 def dense_system(problem: Problem, state: State, loss: Loss) -> tuple[Array, Array]:

@@ -26,7 +26,7 @@ def _matches(rng: np.random.Generator, noise_px: float, wrong_share: float) -> t
 
 def test_neighbours_place_a_match_nearer_the_truth_than_it_was() -> None:
     xy_i, xy_j, wrong = _matches(np.random.default_rng(0), noise_px=1.0, wrong_share=0.4)
-    found = fit_neighbourhoods(xy_i, xy_j, spacing_px=2.0)
+    found = fit_neighbourhoods(xy_i, xy_j, spacing_i_px=2.0, spacing_j_px=2.0)
     truth = xy_i @ AFFINE.T + [5, 20]
     before, after = (np.median(np.linalg.norm(xy - truth, axis=1)[~wrong]) for xy in (xy_j, found.placed))
     assert after < 0.5 * before
@@ -43,6 +43,17 @@ def test_wrong_matches_are_dropped_and_right_ones_kept() -> None:
     assert (error < 2).mean() > 0.97
     assert found.share == pytest.approx(len(found.matches) / len(xy_i))
     assert found.roll == pytest.approx(math.atan2(0.7, 2.0), abs=0.05)
+
+
+@pytest.mark.parametrize("larger", [0.05, 0.2, 5.0, 20.0])
+def test_objects_of_different_sizes_agree_as_well(larger: float) -> None:
+    xy_i, xy_j, _ = _matches(np.random.default_rng(1), noise_px=0.7, wrong_share=0.3)
+    ones = np.ones(len(xy_i), np.float32)
+    same = agreeing(PairMatches(xy_i.astype(np.float32), xy_j.astype(np.float32), ones), 2.0, 2.0)
+    scaled = PairMatches(xy_i.astype(np.float32), (larger * xy_j).astype(np.float32), ones)
+    found = agreeing(scaled, 2.0, 2.0 * larger)
+    assert found.share == pytest.approx(same.share, abs=0.01)
+    assert np.median(np.abs(found.linear / larger - AFFINE), axis=0).max() < 0.1
 
 
 def test_matches_without_any_rule_do_not_agree() -> None:
@@ -92,7 +103,7 @@ def test_two_looks_find_a_turned_picture(describer: DenseDescriptor, turns: int)
     assert np.quantile(np.linalg.norm(found.matches.xy_j - np.stack(expected, 1), axis=1), 0.95) < 0.5
     assert math.cos(found.roll + turns * math.pi / 2) > 0.999
     assert found.share > 0.8
-    assert found.spacing_px == pytest.approx(2 * 75 * 1.16 / second_size(views))
+    assert found.spacing_j_px == pytest.approx(2 * 75 * 1.16 / second_size(views))
 
 
 def test_pictures_of_different_things_get_one_look(describer: DenseDescriptor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +124,17 @@ def test_the_second_look_is_as_large_as_the_object(describer: DenseDescriptor) -
     large = View("v", np.zeros((900, 900, 3), np.uint8), mask, None, np.eye(3), (900, 900), "d")
     assert second_size((small, small)) == 192
     assert second_size((small, large)) == 352
-    assert second_size((large, _view(empty=True))) % 16 == 0
+    assert second_size((large, _view(empty=True))) == 352
+
+
+@pytest.mark.parametrize("roll", [0.0, 0.6, 0.785, 2.2])
+def test_the_second_look_sees_the_whole_object_at_any_roll(describer: DenseDescriptor, roll: float) -> None:
+    view = _view()
+    found = describer.describe_upright(view, roll, 192)
+    assert found.valid.sum() * found.spacing_px**2 == pytest.approx(view.mask.sum(), rel=0.05)
+    rows, columns = np.nonzero(found.valid)
+    xy = found.to_view(np.stack([columns, rows], 1).astype(float))
+    np.testing.assert_allclose([xy.min(0), xy.max(0)], [[15, 20], [89, 74]], atol=1.5)
 
 
 def test_an_empty_mask_has_no_matches(describer: DenseDescriptor) -> None:

@@ -129,6 +129,12 @@ def test_batches_from_a_pool_show_pool_objects_and_are_the_same_again(tmp_path: 
         assert (shown - image).abs().amax((1, 2, 3)).min() == 0
     assert int(draw_matches(draw, pairs, 64)[1].sum()) > 0
     assert task.settings()["pool"] != CompactTask(TINY, None).settings()["pool"]
+    larger = replace(pool, config=replace(pool.config, height=64, width=64))
+    with pytest.raises(ValueError, match="rendered with other settings"):
+        CompactTask(task.config, None, pool=larger).batch(4, CPU)
+    for wrong in ({"pool_objects": 0}, {"pool_objects": 2, "views": 4}):
+        with pytest.raises(ValueError, match="a pool needs"):
+            CompactTask(replace(TINY, **wrong), None, pool=pool)  # type: ignore[arg-type]
 
 
 def test_interleave_puts_both_orders_next_to_each_other() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -20,13 +22,19 @@ def shard_path(folder: Path, seed: int, index: int) -> Path:
 
 
 def write_shard(folder: Path, config: SceneConfig, seed: int, index: int, device: str = "cpu") -> Path:
-    """Render batch `index` of stream `seed` into its shard, unless it is there; written aside and renamed."""
-    path = shard_path(folder, seed, index)
+    """Render batch `index` of stream `seed` into its shard, unless it is there; written aside and renamed.
+
+    Raises `ValueError` when the shard that is there was rendered with other settings.
+    """
+    path, settings = shard_path(folder, seed, index), json.dumps(asdict(config), sort_keys=True)
     if path.is_file():
+        with safe_open(path, framework="pt") as shard:
+            if (shard.metadata() or {}).get("scene") != settings:
+                raise ValueError(f"{path}: was rendered with other settings; use a new folder for these")
         return path
     batch = render_batch(config, seed, index, device)
     aside = path.with_suffix(f".tmp{os.getpid()}")
-    save_file({name: getattr(batch, name).cpu().contiguous() for name in _KEPT}, aside)
+    save_file({name: getattr(batch, name).cpu().contiguous() for name in _KEPT}, aside, {"scene": settings})
     os.replace(aside, path)
     return path
 
