@@ -270,6 +270,7 @@ def outside_hull(found: Reconstruction, masks: list[Array]) -> int:
         nobody,
         np.zeros(len(masks), np.int64),
         np.ones(len(masks)),
+        np.zeros(len(masks)),
     )
     return int((outside_votes(rig, masks, found.points.astype(float), _HULL_PX) > 0).sum())
 
@@ -380,7 +381,9 @@ def depth_views(scene: SyntheticScene, noise: float, seed: int) -> tuple[Rig, li
     rng = np.random.default_rng([seed, 5])
     nobody = np.zeros(count, bool)
     sensor, scale = np.zeros(count, np.int64), np.ones(count)
-    rig = Rig(np.ones(count, bool), scene.world_from_cam, scene.intrinsics, nobody, nobody, sensor, scale)
+    rig = Rig(
+        np.ones(count, bool), scene.world_from_cam, scene.intrinsics, nobody, nobody, sensor, scale, np.zeros(count)
+    )
     views = []
     for n, (depth, mask) in enumerate(zip(scene.depth, scene.masks, strict=True)):
         height, width = depth.shape

@@ -47,6 +47,7 @@ def _task(args: argparse.Namespace) -> DescriptorTask:
         seed=args.seed,
         unseen_objects=args.unseen,
         first_objects=args.first_objects,
+        objects_per_step=args.objects_per_step,
         min_visible=args.min_visible,
     )
     initial = None if args.start is None else DenseDescriptor.load(args.start).model.state_dict()
@@ -130,6 +131,7 @@ def _arguments() -> argparse.Namespace:
     ):
         parser.add_argument(f"--{name}", type=int, default=value, help=text)
     parser.add_argument("--start", type=Path, default=None, help="train: exported weights to start from")
+    parser.add_argument("--objects-per-step", type=float, default=0.2, help="objects more that each step draws from")
     parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
     parser.add_argument("--minutes", type=float, default=None, help="stop after this long; run again to go on")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -386,7 +386,7 @@ class ReconstructionReport:
     mean_reprojection_px: float = 0.0  # over all observations of all tracks, source px
     mean_track_length: float = 0.0
     rejected_tracks: tuple[str, ...] = ()  # "reason: count"
-    bundle_adjustment: str = "off"  # "kept", or why it was not
+    bundle_adjustment: str = "off"  # starts with "kept", or says why it was not
     rms_before_px: float = 0.0  # of the bundle adjustment, working px
     rms_after_px: float = 0.0
     inconsistent_masks: tuple[str, ...] = ()  # "name: what is wrong"

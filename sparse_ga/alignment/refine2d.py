@@ -92,8 +92,9 @@ def _judge(inputs: Inputs, alignment: Alignment, evidence: PairEvidence, exclude
     tested = evidence.share >= 0
     judged = np.where(excluded, ~(tested & (evidence.share > _ADMIT)), tested & (evidence.share < _DISMISS))
     names, pairs = alignment.names, inputs.pairs
-    changed = [f"{names[i]} | {names[j]} | " for (i, j), now, before in zip(pairs, judged, excluded) if now != before]
-    kept = [text for text in alignment.dropped_pairs if not text.startswith(tuple(changed))]
+    settled = (judged != excluded) | (tested & ~judged)  # what was said of these pairs before holds no longer
+    outdated = [f"{names[i]} | {names[j]} | " for (i, j), gone in zip(pairs, settled) if gone]
+    kept = [text for text in alignment.dropped_pairs if not text.startswith(tuple(outdated))]
     new = [
         f"{names[i]} | {names[j]} | {share:.0%} of its matches agree with the refined cameras"
         for (i, j), now, before, share in zip(pairs, judged, excluded, evidence.share)

@@ -111,7 +111,7 @@ def warnings_of(r: Reconstruction, details: ReportDetails) -> list[str]:
         found.append("there is no dense point cloud")
     if r.report.mean_reprojection_px > _HIGH_ERROR_PX:
         found.append(f"the mean reprojection error is high: {r.report.mean_reprojection_px:.1f} px")
-    if r.report.bundle_adjustment not in ("kept", "off"):
+    if not r.report.bundle_adjustment.startswith(("kept", "off")):
         found.append(f"bundle adjustment: {r.report.bundle_adjustment}; the cameras from before it are used")
     return [*found, *details.warnings, *r.report.notes]
 

@@ -81,10 +81,14 @@ class CompactTaskConfig:
     """How often a batch is masked by tokens, fill and context."""
     imperfect_share: float = 0.5
     """Share of objects whose masks are imperfect."""
-    match_weight: float = 0.1
+    match_weight: float = 0.075
     """Weight of the matching loss beside the regression."""
     alpha: float = 0.2
-    """Weight of the reward for confidence."""
+    """Weight of the reward for confidence in the regression."""
+    match_alpha: float = 10.0
+    """Weight of the reward for confidence in the matching loss, as MASt3R was trained. The loss settles at confidence
+    `match_alpha` / InfoNCE, and untrained descriptors have an InfoNCE of log(correspondences): with a reward as small
+    as the regression's, confidence falls to 0.03 and takes the gradient of the descriptors with it."""
     seed: int = 0
     """Seed of weights and batches."""
 
@@ -270,7 +274,7 @@ class CompactTask:
         valid = (on_object & told).flatten(2)
         shape = regression(points, confidence, truth.flatten(2, 3), valid, self.config.alpha)
         matches = draw_matches(draw, pairs, self.config.correspondences)
-        nce, accuracy = matching_loss(outputs, matches, self.config.alpha)
+        nce, accuracy = matching_loss(outputs, matches, self.config.match_alpha)
         record = {"regression": float(shape.loss.detach()), "error": float(shape.error), "nce": float(nce.detach())}
         record |= {"accuracy": float(accuracy), "mode": float(_MODES.index(mode))}
         return shape.loss + self.config.match_weight * nce, record

@@ -10,12 +10,12 @@ import numpy as np
 from sparse_ga.config import TriangulateConfig
 from sparse_ga.geometry.triangulation import errors_px
 from sparse_ga.products import Alignment, Array, PairMatches, VerifiedMatches, View
-from sparse_ga.triangulation.adjust import Adjustment, adjust_bundle, came_loose
+from sparse_ga.triangulation.adjust import LOSS_SIGMAS, Adjustment, adjust_bundle, came_loose
 from sparse_ga.triangulation.silhouettes import outside_votes
 from sparse_ga.triangulation.tracks import TriangulatedTracks, build_tracks, triangulate_tracks
 from sparse_ga.triangulation.views import Rig, make_rig
 
-_LIMIT_SIGMAS, _LOSS_SIGMAS = 4.0, 2.5  # largest residual, and scale of the robust loss
+_LIMIT_SIGMAS = 4.0  # largest residual
 _LEAST_SIGMA_PX = 0.05  # rendered photographs and oracles have less
 _RAYLEIGH = 1.1774  # median length of a 2D normal vector of unit standard deviation per coordinate
 
@@ -52,14 +52,14 @@ def solve_sparse(
     if (rig.held_pose & rig.held_intrinsics)[rig.registered].all():
         return SparseResult(rig, tracks, Adjustment(rig, False, "poses and intrinsics given", 0.0, 0.0))
     working_from_source = np.stack([view.working_from_source for view in views])
-    loss_px = _LOSS_SIGMAS * sigma_px
+    loss_px = LOSS_SIGMAS * sigma_px
     adjustment = adjust_bundle(rig, working_from_source, tracks, loss_px)
     if not adjustment.kept:
         return SparseResult(rig, tracks, adjustment)
     tracks = triangulate_tracks(adjustment.rig.projection, candidates, *limits)
     again = adjust_bundle(adjustment.rig, working_from_source, tracks, loss_px)
     if again.kept and not came_loose(rig, again.rig, tracks.points):
-        adjustment = Adjustment(again.rig, True, "kept", adjustment.rms_before_px, again.rms_after_px)
+        adjustment = Adjustment(again.rig, True, again.status, adjustment.rms_before_px, again.rms_after_px)
         tracks = triangulate_tracks(again.rig.projection, candidates, *limits)
     return SparseResult(adjustment.rig, tracks, adjustment)
 

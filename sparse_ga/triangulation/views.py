@@ -22,6 +22,7 @@ class Rig:
     held_intrinsics: Array  # (N,) bool
     sensor: Array  # (N,) int64, views of one number share their focal length
     scale: Array  # (N,), working px per source px
+    rotation_sigma_deg: Array  # (N,), standard deviation of each rotation by the alignment; 0 where unknown
 
     @property
     def cam_from_world(self) -> Array:
@@ -64,6 +65,7 @@ def make_rig(views: Sequence[View], alignment: Alignment) -> Rig:
         ),
         np.array([number[key] for key in keys], np.int64),
         np.array([np.sqrt(abs(np.linalg.det(view.working_from_source[:2, :2]))) for view in views]),
+        alignment.uncertainty_deg if len(alignment.uncertainty_deg) else np.zeros(len(views)),
     )
 
 

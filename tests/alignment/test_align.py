@@ -395,6 +395,22 @@ def test_unregistered_views_are_placed_by_the_refined_points() -> None:
     np.testing.assert_allclose(refined.intrinsics[:, 0, 0], refined.intrinsics[0, 0, 0], rtol=1e-9)  # one camera, one f
 
 
+def test_pairs_of_a_placed_view_are_no_longer_dropped() -> None:
+    case = ring_case(6, MILD)
+    canonical, coarse = case.align()
+    of_the_view = [f"view_{i:03d}.png | view_{j:03d}.png | a mistake" for i, j in case.pairs if 3 in (i, j)]
+    missing = replace(
+        coarse,
+        registered=np.arange(6) != 3,
+        reasons=tuple("lost" if n == 3 else "" for n in range(6)),
+        world_from_cam=np.where((np.arange(6) == 3)[:, None, None], np.eye(4), coarse.world_from_cam),
+        dropped_pairs=(*coarse.dropped_pairs, *of_the_view),
+    )
+    refined = refine_views(case.views, canonical, missing, case.pairs, case.matches.__getitem__, Refine2dConfig())
+    assert refined.registered.all()
+    assert not set(of_the_view) & set(refined.dropped_pairs)
+
+
 # Intrinsics
 
 

@@ -45,7 +45,14 @@ def ball_views(
     views = [_ball_view(n, k, pose, (height, width), noise * rng.normal(size=3)) for n, pose in enumerate(poses)]
     held = np.zeros(count, bool)
     rig = Rig(
-        np.ones(count, bool), poses, np.tile(k, (count, 1, 1)), held, held, np.zeros(count, np.int64), np.ones(count)
+        np.ones(count, bool),
+        poses,
+        np.tile(k, (count, 1, 1)),
+        held,
+        held,
+        np.zeros(count, np.int64),
+        np.ones(count),
+        np.zeros(count),
     )
     return rig, views
 

@@ -11,7 +11,14 @@ from balls import ball_views
 from sparse_ga.geometry import transforms
 from sparse_ga.geometry.triangulation import Observations, residuals
 from sparse_ga.products import Array
-from sparse_ga.triangulation.adjust import adjust_bundle
+from sparse_ga.triangulation.adjust import (
+    LOSS_SIGMAS,
+    _make_problem,
+    _turns_deg,
+    _with_observations,
+    adjust_bundle,
+    rotation_sigma_deg,
+)
 from sparse_ga.triangulation.sparse import residual_sigma_px
 from sparse_ga.triangulation.tracks import TriangulatedTracks, triangulate_tracks
 from sparse_ga.triangulation.views import Rig
@@ -128,6 +135,44 @@ def test_too_few_tracks_change_nothing() -> None:
     rig, status, _ = solve(disturbed(), obs)
     assert status == "too few tracks"
     np.testing.assert_array_equal(rig.world_from_cam, disturbed().world_from_cam)
+
+
+def test_the_uncertainty_of_rotations_is_that_of_their_errors() -> None:
+    exact, noise, errors = candidates(0.0), 0.1, []
+    for seed in range(30):
+        xy = exact.xy + noise * np.random.default_rng(seed).normal(size=exact.xy.shape)
+        tracks = triangulate_tracks(TRUE.projection, replace(exact, xy=xy), 6.0, 1.5)
+        errors.append(_turns_deg(TRUE, adjust_bundle(TRUE, SAME, tracks, LOSS_SIGMAS * noise).rig))
+    problem = _make_problem(TRUE, SAME, tracks, TRUE.registered)
+    told = rotation_sigma_deg(problem, TRUE, LOSS_SIGMAS * noise)
+    np.testing.assert_allclose(told, np.sqrt(np.square(errors).mean(0)), rtol=0.35)
+    halved = rotation_sigma_deg(problem, TRUE, LOSS_SIGMAS * noise / 2)
+    assert (halved < told).all()
+
+
+def loosely_told(noise: float) -> TriangulatedTracks:
+    """Tracks in which view 3 has nothing but tracks of two views, with view 2."""
+    tracks = triangulate_tracks(TRUE.projection, candidates(noise), 6.0, 1.5)
+    obs, pair = tracks.obs, np.isin(tracks.obs.view_index, [2, 3])
+    shared = (np.bincount(obs.point_index, pair) == 2)[obs.point_index] & (obs.point_index % 2 == 0)
+    keep = np.where(shared, pair, obs.view_index != 3)
+    return _with_observations(tracks, keep & (np.bincount(obs.point_index, keep)[obs.point_index] >= 2))
+
+
+def test_a_view_that_the_tracks_leave_loose_is_carried_along() -> None:
+    tracks, known = loosely_told(0.3), np.full(8, 0.3)
+    start = disturbed(0.05, 1.02)
+    informed = adjust_bundle(replace(start, rotation_sigma_deg=known), SAME, tracks, LOSS_SIGMAS * 0.3)
+    trusting = adjust_bundle(start, SAME, tracks, LOSS_SIGMAS * 0.3)
+    assert informed.status.startswith("kept; 1 views")
+    assert trusting.status == "kept"
+    turned = [_turns_deg(TRUE, result.rig)[3] for result in (informed, trusting)]
+    assert turned[0] < 0.3
+    assert turned[1] > 2 * turned[0]
+    rig = informed.rig
+    assert rig.intrinsics[3, 0, 0] == pytest.approx(rig.intrinsics[2, 0, 0])  # one sensor, one focal length
+    distance = np.linalg.norm(rig.centers, axis=1)
+    assert distance[3] == pytest.approx(distance[[2, 4]].mean(), rel=0.01)
 
 
 def test_the_same_bytes_every_time() -> None:
