@@ -23,7 +23,7 @@ from sparse_ga.products import Alignment, Array, PairPrediction, Reconstruction,
 from sparse_ga.progress import Bar, Reporter
 from sparse_ga.stages import align3d, calibrate, ingest, pairs, refine2d, triangulate
 from sparse_ga.stages.align3d import AlignedViews
-from sparse_ga.stages.calibrate import Calibration
+from sparse_ga.stages.calibrate import Calibration, Reconstructed
 from sparse_ga.stages.job import STAGE_NAMES, STAGES, Job, stage_position
 from sparse_ga.stages.pairwise import PairStages
 from sparse_ga.status import keep_within_budget
@@ -202,21 +202,27 @@ class Pipeline:
         return calibrate.run(views, pair_list, predictor, pair_stages.features, self.job.config)
 
     def _calibrate_by_reconstruction(self, views: list[View], pair_list: list[Pair], voted: Calibration) -> Calibration:
-        """Reconstruct from a guess, take the refined focal length, and once more; its artifacts are removed again."""
+        """Reconstruct from several guesses, and once more from what the best of them has found."""
         self.reporter.info(
-            "calibrate: too few image triplets to vote for the focal length; reconstructing from a guess instead"
+            "calibrate: too few image triplets to vote for the focal length; reconstructing from guesses instead"
         )
-        calibration = calibrate.first_guess(views, voted)
-        for _ in range(calibrate.ROUNDS):
-            guessed = calibrate.apply(views, calibration)
-            pair_stages = self._pair_stages(guessed, pair_list)
-            alignment = self._quick_alignment(guessed, pair_list, pair_stages)
-            for key in (*pair_stages.forward_keys, *pair_stages.match_keys):
-                self.store.remove(key)
-            calibration = calibrate.from_alignment(views, calibration, alignment, self.job.config)
-            open_views = [n for n, sufficient in enumerate(calibration.sufficient) if not sufficient]
-            self.reporter.info(f"calibrate: focal length {calibration.focal_px[open_views[0]]:.0f} working px")
-        return calibration
+        best = min(
+            (self._reconstructed(views, pair_list, guess) for guess in calibrate.starts(views, voted)),
+            key=lambda found: found.rank,
+        )
+        best = min(best, self._reconstructed(views, pair_list, best.calibration), key=lambda found: found.rank)
+        unknown = best.calibration.focal_px[~voted.sufficient]
+        self.reporter.info(f"calibrate: focal length {unknown[0]:.0f} working px")
+        return best.calibration
+
+    def _reconstructed(self, views: list[View], pair_list: list[Pair], guess: Calibration) -> Reconstructed:
+        """What a reconstruction from a guess makes of its focal lengths; its artifacts are removed again."""
+        guessed = calibrate.apply(views, guess)
+        pair_stages = self._pair_stages(guessed, pair_list)
+        alignment = self._quick_alignment(guessed, pair_list, pair_stages)
+        for key in (*pair_stages.forward_keys, *pair_stages.match_keys):
+            self.store.remove(key)
+        return calibrate.from_alignment(views, guess, alignment, self.job.config)
 
     def _quick_alignment(self, views: list[View], pair_list: list[Pair], pair_stages: PairStages) -> Alignment:
         config = self.job.config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from sparse_ga.store import Key, digest_of
 STAGE = Stage("calibrate", 1, "run", ("ingest", "pairs", "encode"), ("calibrate", "ingest.shared_intrinsics"))
 FROM_RECONSTRUCTION = Stage(
     "calibrate",
-    1,
+    2,
     "run",
     ("ingest", "pairs", "forward", "match", "align3d", "refine2d"),
     ("calibrate", "ingest.shared_intrinsics", "match", "align3d", "refine2d"),
@@ -30,7 +30,7 @@ FROM_RECONSTRUCTION = Stage(
 FIRST_GUESS = 1.2
 """Focal length to start from when nothing is known, in units of the photograph's long side."""
 
-ROUNDS = 2
+_GUESSES = (FIRST_GUESS, 2 * FIRST_GUESS)
 _STEP = 0.005
 
 
@@ -166,9 +166,34 @@ def first_guess(views: Sequence[View], calibration: Calibration) -> Calibration:
     )
 
 
+def starts(views: Sequence[View], voted: Calibration) -> list[Calibration]:
+    """Where to start reconstructing from: what too few votes were for, a plain guess, and twice that.
+
+    A focal length moves only so far while cameras are adjusted, for the pairs' poses were found with the old one.
+    """
+    guesses = [np.array([rounded(factor * source_long_side(view)) for view in views]) for factor in _GUESSES]
+    found = [np.where(voted.sufficient, voted.focal_px, focal) for focal in (voted.focal_px, *guesses)]
+    distinct = [focal for n, focal in enumerate(found) if not any(np.array_equal(focal, f) for f in found[:n])]
+    return [replace(voted, focal_px=focal) for focal in distinct]
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstructed:
+    """Focal lengths that a reconstruction has refined, and how well it explains the photographs."""
+
+    calibration: Calibration
+    registered: int
+    cost: float  # robust cost of all residuals; infinite without any
+
+    @property
+    def rank(self) -> tuple[int, float]:
+        """Lower is better: the more views are tied together, and then the smaller the residuals."""
+        return -self.registered, self.cost
+
+
 def from_alignment(
     views: Sequence[View], calibration: Calibration, alignment: Alignment, config: Config
-) -> Calibration:
+) -> Reconstructed:
     """The calibration with undecided focal lengths replaced by those that a reconstruction has refined.
 
     One value for each camera group, the median over its registered views; groups without any keep theirs.
@@ -182,7 +207,8 @@ def from_alignment(
         long_side = source_long_side(views[group.members[0]])
         low, high = config.calibrate.min_focal * long_side, config.calibrate.max_focal * long_side
         focal[open_views] = rounded(float(np.clip(np.median(refined), low, high)))
-    return Calibration(focal, calibration.sufficient, calibration.notes)
+    cost = float(alignment.residual_history[-1]) if len(alignment.residual_history) else math.inf
+    return Reconstructed(replace(calibration, focal_px=focal), int(alignment.registered.sum()), cost)
 
 
 def apply(views: Sequence[View], calibration: Calibration) -> list[View]:

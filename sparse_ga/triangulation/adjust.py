@@ -7,6 +7,8 @@ which had those depths, did not. Views that the tracks tell less about than the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,6 +189,17 @@ def _adjuster(model: Any, problem: _Problem, rig: Rig, loss_px: float) -> Any:
     return pycolmap.create_default_ceres_bundle_adjuster(_options(loss_px), config, model)
 
 
+@contextmanager
+def _errors_only() -> Iterator[None]:
+    """While entered, COLMAP and Ceres print no warnings: that a camera is left open is an answer, not a mishap."""
+    level = pycolmap.logging.minloglevel
+    pycolmap.logging.minloglevel = int(pycolmap.logging.Level.ERROR)
+    try:
+        yield
+    finally:
+        pycolmap.logging.minloglevel = level
+
+
 def rotation_sigma_deg(problem: _Problem, rig: Rig, loss_px: float) -> Array:
     """One standard deviation (R,) of every view's rotation beside the turn that all share, degrees, by the tracks.
 
@@ -194,7 +207,8 @@ def rotation_sigma_deg(problem: _Problem, rig: Rig, loss_px: float) -> Array:
     """
     model = build_model(problem.cameras, problem.obs, problem.points)
     options = pycolmap.BACovarianceOptions(params=pycolmap.BACovarianceOptionsParams.POSES)
-    found = pycolmap.estimate_ba_covariance(options, model, _adjuster(model, problem, rig, loss_px))
+    with _errors_only():
+        found = pycolmap.estimate_ba_covariance(options, model, _adjuster(model, problem, rig, loss_px))
     count = len(problem.views)
     if found is None:
         return np.full(count, np.inf)

@@ -175,6 +175,19 @@ def test_a_view_that_the_tracks_leave_loose_is_carried_along() -> None:
     assert distance[3] == pytest.approx(distance[[2, 4]].mean(), rel=0.01)
 
 
+def test_cameras_that_share_no_track_are_left_alone_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
+    tracks = triangulate_tracks(TRUE.projection, candidates(), 6.0, 1.5)
+    point, side = tracks.obs.point_index, tracks.obs.view_index < 4
+    keep = side == (point % 2 == 0)
+    apart = _with_observations(tracks, keep & (np.bincount(point, keep)[point] >= 2))
+    rig = replace(disturbed(), rotation_sigma_deg=np.full(8, 0.3))
+    sigma = rotation_sigma_deg(_make_problem(rig, SAME, apart, rig.registered), rig, 1.0)
+    assert not np.isfinite(sigma).any()
+    result = adjust_bundle(rig, SAME, apart, 1.0)
+    np.testing.assert_array_equal(result.rig.world_from_cam, rig.world_from_cam)
+    assert capfd.readouterr().err == ""
+
+
 def test_the_same_bytes_every_time() -> None:
     results = [solve(disturbed(), candidates())[0] for _ in range(2)]
     assert results[0].world_from_cam.tobytes() == results[1].world_from_cam.tobytes()
