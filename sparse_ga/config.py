@@ -76,8 +76,8 @@ class ForwardConfig:
     keep_descriptors: bool = False
     """Keep descriptors in the cache after matching (to match again with other settings without the network)."""
     descriptors: str | None = None
-    """Descriptor network of the classical predictor, for pairs on which SIFT finds no pose or a weak one: a file that
-    pipelines/train_descriptors.py exported. Unset: SIFT alone."""
+    """Descriptor network of the classical predictor, for pairs on which SIFT finds no pose or a weak one: packaged (the
+    weights that come with this package), or a file that pipelines/train_descriptors.py exported. Unset: SIFT alone."""
     device: str = field(default="auto", metadata=_RUNTIME)
     """auto, cpu, cuda, cuda:N or mps."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

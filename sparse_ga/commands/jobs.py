@@ -13,7 +13,7 @@ from sparse_ga.config import Config, ConfigError, load_config
 from sparse_ga.errors import InputError
 from sparse_ga.io.cameras_file import read_cameras
 from sparse_ga.pipeline import make_job
-from sparse_ga.predictors.loading import NAMES, PredictorRecord, load_predictor
+from sparse_ga.predictors.loading import NAMES, PACKAGED, PredictorRecord, load_predictor
 from sparse_ga.stages.job import Job
 from sparse_ga.store import write_atomically
 
@@ -138,7 +138,7 @@ def _make_paths_absolute(overrides: dict[str, Any]) -> None:
     pairs, forward = overrides.get("pairs"), overrides.get("forward")
     if isinstance(pairs, dict) and isinstance(pairs.get("pairs_file"), str):
         pairs["pairs_file"] = absolute(pairs["pairs_file"])
-    if isinstance(forward, dict) and isinstance(forward.get("descriptors"), str):
+    if isinstance(forward, dict) and isinstance(forward.get("descriptors"), str) and forward["descriptors"] != PACKAGED:
         forward["descriptors"] = absolute(forward["descriptors"])
 
 

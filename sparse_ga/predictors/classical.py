@@ -73,7 +73,7 @@ class ClassicalPredictor:
         self.settings, self.describer = settings or ClassicalSettings(), describer
         content = f"classical-7 {cv2.__version__} {sorted(asdict(self.settings).items())}"
         if describer is not None:
-            content += f" dense-3 {describer.fingerprint} {sorted(asdict(DenseSettings()).items())}"
+            content += f" dense-4 {describer.fingerprint} {sorted(asdict(DenseSettings()).items())}"
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
 
     def encode(self, view: View) -> Features:
@@ -191,6 +191,8 @@ class ClassicalPredictor:
         met_i, met_j = optimal_rays(rays_i, rays_j, pose.rotation, pose.translation)
         depth_i, depth_j = midpoint_depths(met_i, met_j, pose.rotation, pose.translation)
         in_front = (depth_i > 0) & (depth_j > 0)
+        if not in_front.any():
+            return PairPrediction.reject(view_i, view_j, "no match lies in front of both cameras")
         matches, depth_i, depth_j = matches.select(in_front), depth_i[in_front], depth_j[in_front]
         scale = float(np.median(depth_i))
         map_i = self._depth_map(view_i, matches.xy_i, depth_i / scale, pose.certainty)

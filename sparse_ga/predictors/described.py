@@ -35,7 +35,7 @@ _INDEPENDENT = 1 / _CELL**2  # share of dense matches that say something of thei
 class DenseSettings:
     """When dense matches are believed."""
 
-    min_share: float = 0.5
+    min_share: float = 0.35
     """Of the reciprocal matches, as many must agree with their neighbours: views that show the same surface do."""
     min_inlier_share: float = 0.85
     """Of those, as many must agree with one epipolar geometry."""
@@ -129,8 +129,9 @@ def joint_pose(
 ) -> RelativePose:
     """The pose that keypoint and dense matches together, rays (M, 3) with `weights` (M,), make likeliest.
 
-    Refined from both poses by the robust Sampson error of `scale` (px / focal); all matches in front of both cameras
-    are its inliers, and the lesser ambiguity is its own.
+    Refined from both poses by the robust Sampson error of `scale` (px / focal), which does not know which way a
+    translation points: that puts most matches in front of both cameras. These are its inliers, and the lesser ambiguity
+    is its own.
     """
     batch = (2, len(rays_i), 3)
     both = np.broadcast_to(rays_i, batch), np.broadcast_to(rays_j, batch)
@@ -139,9 +140,15 @@ def joint_pose(
     rotation, translation = refine_relative_poses(*both, weight, rotation, translation, scale)
     error = sampson(*both, essential(rotation, translation)) / scale  # (2, M)
     best = int((weight * np.log1p(error**2)).sum(1).argmin())
-    depths = midpoint_depths(rays_i, rays_j, rotation[best], translation[best])
-    front = (depths[0] > 0) & (depths[1] > 0)
-    return RelativePose(rotation[best], translation[best], front, min(p.ambiguity_deg for p in poses))
+    forth, back = (_in_front(rays_i, rays_j, rotation[best], way * translation[best]) for way in (1, -1))
+    way, front = (1, forth) if forth.sum() >= back.sum() else (-1, back)
+    return RelativePose(rotation[best], way * translation[best], front, min(p.ambiguity_deg for p in poses))
+
+
+def _in_front(rays_i: Array, rays_j: Array, rotation: Array, translation: Array) -> Array:
+    """Matches (M,) bool that meet in front of both cameras."""
+    depth_i, depth_j = midpoint_depths(rays_i, rays_j, rotation, translation)
+    return (depth_i > 0) & (depth_j > 0)
 
 
 def _sparse(found: DenseMatches, inliers: Array) -> Array:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from sparse_ga.network.descriptor_cnn import DenseDescriptor
 
 NAMES = ("classical", "compact", "mast3r")
+PACKAGED = "packaged"
+"""Names the descriptor network that comes with the package, where a file is expected otherwise."""
 
 
 def load_predictor(name: str, config: ForwardConfig) -> PairPredictor:
@@ -43,6 +45,11 @@ def load_predictor(name: str, config: ForwardConfig) -> PairPredictor:
     )
 
 
+def packaged_descriptors() -> Path:
+    """The package's own weights of the descriptor network."""
+    return Path(__file__).parent.parent / "weights" / "descriptors.safetensors"
+
+
 def load_describer(config: ForwardConfig) -> DenseDescriptor | None:
     """The descriptor network that `config.descriptors` names; raises `InputError` where there is none."""
     from sparse_ga.network.descriptor_cnn import DenseDescriptor
@@ -50,9 +57,10 @@ def load_describer(config: ForwardConfig) -> DenseDescriptor | None:
 
     if config.descriptors is None:
         return None
+    path = packaged_descriptors() if config.descriptors == PACKAGED else config.descriptors
     device = resolve_device(config.device, ("cuda",))  # MPS has no double precision, which cut-outs are placed in
     try:
-        return DenseDescriptor.load(config.descriptors, FIRST_SIZE, device)
+        return DenseDescriptor.load(path, FIRST_SIZE, device)
     except (OSError, ValueError) as error:
         raise InputError(f"forward.descriptors: {error}") from None
 
