@@ -36,10 +36,10 @@ _POOL_VIEWS = 8
 
 
 def _unseen(args: argparse.Namespace) -> list[UnseenPair]:
-    """The fixed validation pairs; their objects are rendered into RUN/unseen at the first use."""
-    folder = args.run / "unseen"
+    """The fixed validation pairs; their objects are rendered into a folder of RUN at the first use."""
+    folder = args.run / f"unseen_{args.background}"
     folder.mkdir(parents=True, exist_ok=True)
-    config = SceneConfig(1, 6, args.side, args.side, grid=48, plain_share=0.5)
+    config = SceneConfig(1, 6, args.side, args.side, grid=48, plain_share=0.5, background=args.background)
     return unseen_pairs(Pool(folder, config, UNSEEN_SEED, args.device), args.unseen)
 
 
@@ -194,6 +194,12 @@ def _arguments() -> argparse.Namespace:
         "--size", choices=["patch8", "patch16", "small", "tiny"], default="patch8", help="which network"
     )
     parser.add_argument("--mode", choices=["tokens", "fill", "context"], default="tokens", help="masking in validation")
+    parser.add_argument(
+        "--background",
+        choices=["mixed", "still", "clean"],
+        default="mixed",
+        help="behind the objects of the validation: still while the object moves, one colour, or of all kinds",
+    )
     parser.add_argument("--start", type=Path, default=None, help="train: packed weights to start from")
     parser.add_argument("--classical", action="store_true", help="validate: the classical predictor instead")
     parser.add_argument("--rate", type=float, default=5e-4, help="peak learning rate")

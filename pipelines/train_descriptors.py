@@ -35,8 +35,8 @@ TRAIN_SEED, UNSEEN_SEED = 100, 900
 
 def _pools(folder: Path, pixels: int, views: int) -> tuple[Pool, Pool]:
     """The training pool and the validation pool in `folder`; they share no object."""
-    train = SceneConfig(1, views, pixels, pixels, grid=48, plain_share=0.45, backgrounds=False)
-    unseen = SceneConfig(1, views, pixels, pixels, grid=48, plain_share=0.5, backgrounds=False)
+    train = SceneConfig(1, views, pixels, pixels, grid=48, plain_share=0.45, background="clean")
+    unseen = SceneConfig(1, views, pixels, pixels, grid=48, plain_share=0.5, background="clean")
     return Pool(folder, train, TRAIN_SEED), Pool(folder, unseen, UNSEEN_SEED)
 
 

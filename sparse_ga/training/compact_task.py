@@ -23,7 +23,7 @@ from sparse_ga.synthetic.procedural.scene import Batch, SceneConfig, render_batc
 from sparse_ga.training.checkpoints import digest_of
 from sparse_ga.training.losses import info_nce, regression
 from sparse_ga.training.metrics import Record
-from sparse_ga.training.validation import device_of
+from sparse_ga.training.validation import device_of, view_angle
 
 SizeName = Literal["patch8", "patch16", "small", "tiny"]
 _MODES: tuple[MaskMode, ...] = ("tokens", "fill", "context")
@@ -73,6 +73,9 @@ class CompactTaskConfig:
     """Steps whose objects are rendered together: the renderer is launched less often, and memory grows with it."""
     pool_objects: int = 0
     """Objects of the pool that batches are drawn from, if there is one."""
+    pool_pair_deg: float = 75.0
+    """Pairs from the pool look at their object from directions within this, as far as it has such views: most others
+    share nothing that could be learnt."""
     grid: int = 64
     """Points along an edge of the distance grid of the renderer."""
     correspondences: int = 1024
@@ -120,12 +123,22 @@ def pair_up(rows: Mapping[str, Tensor], masks: Tensor) -> PairBatch:
     return PairBatch(images, split(masks), *(split(rows[name]) for name in ("depth", "intrinsics", "object_from_cam")))
 
 
-def draw_from_pool(pool: Pool, draw: Draw, pool_objects: int, objects: int, views: int) -> dict[str, Tensor]:
-    """`objects` of the pool's first `pool_objects`, each with `views` of its views: tensors (B, V, ...) by name."""
+def near_pairs(poses: Tensor, limit_deg: float) -> list[tuple[int, int]]:
+    """Views of one object, cameras (V, 4, 4), whose viewing directions are within `limit_deg`: the pairs (i < j), or
+    the nearest one if there is none."""
+    count = len(poses)
+    angles = {(i, j): view_angle(poses[i], poses[j]) for i in range(count) for j in range(i + 1, count)}
+    near = [pair for pair, angle in angles.items() if angle <= limit_deg]
+    return near or [min(angles, key=lambda pair: angles[pair])]
+
+
+def draw_from_pool(pool: Pool, draw: Draw, config: CompactTaskConfig) -> dict[str, Tensor]:
+    """The batch's objects out of the pool, each with the views of its pairs: tensors (B, V, ...) by name."""
     chosen = []
-    for _ in range(objects):
-        rows = pool.rows(int(draw.uniform(0, pool_objects)))
-        some = torch.randperm(pool.views, generator=draw.generator)[:views]
+    for _ in range(config.objects):
+        rows = pool.rows(int(draw.uniform(0, config.pool_objects)))
+        near = near_pairs(rows["object_from_cam"], config.pool_pair_deg)
+        some = [view for k in draw.choice([1.0] * len(near), config.views // 2).tolist() for view in near[k]]
         chosen.append({name: rows[name][some] for name in _ROWS})
     return {name: torch.stack([rows[name] for rows in chosen]) for name in _ROWS}
 
@@ -207,8 +220,8 @@ class CompactTask:
         initial: dict[str, Tensor] | None = None,
         pool: Pool | None = None,
     ) -> None:
-        if pool is not None and not (config.pool_objects > 0 and config.views <= pool.views):
-            raise ValueError(f"a pool needs pool_objects > 0, and at most {pool.views} views of an object are in it")
+        if pool is not None and not (config.pool_objects > 0 and pool.views > 1):
+            raise ValueError("a pool needs pool_objects > 0, and two views or more of every object")
         self.config, self.validator, self.initial, self.pool = config, validator, initial, pool
         self._kept: tuple[tuple[int, torch.device], Batch] | None = None
 
@@ -251,8 +264,7 @@ class CompactTask:
         if self.pool is None:
             rows = self._rendered(step, device)
         else:
-            config = self.config
-            found = draw_from_pool(self.pool, draw, config.pool_objects, config.objects, config.views)
+            found = draw_from_pool(self.pool, draw, self.config)
             rows = {name: values.to(device) for name, values in found.items()}
         imperfect = draw.chance(self.config.imperfect_share, self.config.objects, 1, 1, 1).to(device)
         pairs = pair_up(rows, torch.where(imperfect, rows["mask_imperfect"], rows["mask"]))

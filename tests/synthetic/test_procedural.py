@@ -217,7 +217,7 @@ def test_correspondences_round_trip_and_identity(batch: Batch) -> None:
 
 def test_correspondences_show_the_same_paint() -> None:
     """Without highlights and view-dependent light, both views see the same radiance at corresponding pixels."""
-    scene, _ = sample_scene(SceneConfig(1, 2, 96, 96, grid=32, plain_share=0.0, backgrounds=False), 31, 4)
+    scene, _ = sample_scene(SceneConfig(1, 2, 96, 96, grid=32, plain_share=0.0, background="clean"), 31, 4)
     object.__setattr__(scene.finish, "specular", torch.zeros(1))
     object.__setattr__(scene.finish, "bump", torch.zeros(1))
     for name in ("position", "up"):
@@ -329,7 +329,7 @@ def test_pool_renders_what_is_missing_and_reads_what_is_there(tmp_path: object) 
     from pathlib import Path
 
     folder = Path(str(tmp_path))
-    config = SceneConfig(objects=2, views=2, height=24, width=24, grid=16, backgrounds=False)
+    config = SceneConfig(objects=2, views=2, height=24, width=24, grid=16, background="clean")
     write_shard(folder, config, 7, 0)
     assert complete_shards(folder, 7) == 1
     pool = Pool(folder, config, 7)

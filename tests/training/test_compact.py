@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,7 @@ from sparse_ga.training.compact_task import (
     architecture,
     draw_matches,
     interleave,
+    near_pairs,
     sample_pixels,
     true_points,
 )
@@ -132,9 +134,17 @@ def test_batches_from_a_pool_show_pool_objects_and_are_the_same_again(tmp_path: 
     larger = replace(pool, config=replace(pool.config, height=64, width=64))
     with pytest.raises(ValueError, match="rendered with other settings"):
         CompactTask(task.config, None, pool=larger).batch(4, CPU)
-    for wrong in ({"pool_objects": 0}, {"pool_objects": 2, "views": 4}):
-        with pytest.raises(ValueError, match="a pool needs"):
-            CompactTask(replace(TINY, **wrong), None, pool=pool)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="a pool needs"):
+        CompactTask(replace(TINY, pool_objects=0), None, pool=pool)
+
+
+def test_pairs_from_a_pool_look_from_neighbouring_directions() -> None:
+    poses = torch.eye(4).repeat(4, 1, 1)
+    for pose, angle in zip(poses, (0.0, 50.0, 100.0, 230.0)):
+        turn = math.radians(angle)
+        pose[:3, 3] = torch.tensor([math.sin(turn), 0.0, -math.cos(turn)])
+    assert near_pairs(poses, 75.0) == [(0, 1), (1, 2)]
+    assert near_pairs(poses[[0, 2, 3]], 75.0) == [(0, 1)]  # none within the limit: the nearest
 
 
 def test_interleave_puts_both_orders_next_to_each_other() -> None:

@@ -58,7 +58,7 @@ def _view(image: Array, mask: Array) -> View:
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
-    config = SceneConfig(objects=1, views=3, height=64, width=64, grid=20, backgrounds=False)
+    config = SceneConfig(objects=1, views=3, height=64, width=64, grid=20, background="clean")
     return Pool(tmp_path_factory.mktemp("pool"), config, 5)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sparse_ga.synthetic.procedural.backgrounds import (
     NOTHING,
+    STATIC,
     Backgrounds,
     floor_height,
     render_background,
@@ -23,6 +25,8 @@ from sparse_ga.synthetic.procedural.sampling import sample_objects
 from sparse_ga.synthetic.procedural.sensor import imperfect_masks, photograph
 from sparse_ga.synthetic.procedural.shapes import Objects, normals
 from sparse_ga.synthetic.procedural.tracing import DistanceGrid, bounds, build_grid, trace
+
+Background = Literal["mixed", "still", "clean"]
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,9 @@ class SceneConfig:
     """Points along an edge of the distance grid that takes the long steps of tracing."""
     plain_share: float = 0.35
     """Share of bare matte objects, without any pattern."""
-    backgrounds: bool = True
-    """Draw walls and floors; otherwise one colour is behind every object."""
+    background: Background = "mixed"
+    """What is behind every object; the objects, lights and cameras of a seed are the same with each. "still": a world
+    that does not move with the object; "clean": one colour; "mixed": either of these or a world that moves with it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,8 +107,9 @@ def sample_scene(
     lights = sample_lights(draw, cameras)
     lowest = floor_height(grid, cameras.up.to(device)).cpu()
     background = sample_backgrounds(draw, noise, lowest)
-    if not config.backgrounds:
-        background = dataclasses.replace(background, kind=torch.full_like(background.kind, NOTHING))
+    if config.background != "mixed":
+        kind = STATIC if config.background == "still" else NOTHING
+        background = dataclasses.replace(background, kind=torch.full_like(background.kind, kind))
     scene = Scene(objects, grid, texture, finish, cameras, lights, background)
     return scene.to(device), plain.to(device)
 
