@@ -3,8 +3,10 @@
     evaluate.py OUT gt.json                          # OUT: folder of a run, or a COLMAP model
     evaluate.py OUT gt.json --run SET                # reconstruct SET/images with SET/masks into OUT first
     evaluate.py OUT gt.json --run SET --background   # the same, with a textured, still background put in
+    evaluate.py OUT --rendered shape=figure texture=weak views=12 --preset bare     # a scene that is rendered into OUT
 
-gt.json maps image names to {"K": 3x3, "cam2w": 4x4 in OpenCV axes, "size": [W, H]}.
+gt.json maps image names to {"K": 3x3, "cam2w": 4x4 in OpenCV axes, "size": [W, H]}. What a rendered scene can be made
+of is in sparse_ga/synthetic/scene_config.py.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from sparse_ga.evaluation import CameraSet, evaluate_cameras
 from sparse_ga.products import Reconstruction
 from sparse_ga.progress import Reporter
 from sparse_ga.synthetic.composite import composite_folder
+from sparse_ga.synthetic.scene import SceneConfig, make_scene
 
 _MODELS = ("sparse/0", "colmap/sparse/0", "colmap", ".")
 
@@ -87,13 +90,32 @@ def reconstruct_set(args: argparse.Namespace) -> CameraSet:
     return CameraSet(found.names, found.registered, found.world_from_cam, found.intrinsics)
 
 
+def render_set(words: list[str], folder: Path) -> None:
+    """Render the scene that `words` (setting=value) describe into a folder of images, masks and gt.json; raises
+    `InputError` for a setting or a value that there is not."""
+    settings = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        try:
+            settings[name] = json.loads(value)
+        except ValueError:
+            settings[name] = value  # a name, not a number or a list
+    try:
+        make_scene(SceneConfig(**settings)).write(folder)
+    except (TypeError, ValueError, KeyError) as error:
+        raise InputError(f"--rendered {' '.join(words)}: {error}") from None
+
+
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of a run, or a COLMAP model")
-    parser.add_argument("truth", type=Path, help="gt.json")
+    parser.add_argument("truth", type=Path, nargs="?", help="gt.json; not needed with --rendered")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--run", type=Path, metavar="SET", help="reconstruct SET/images with SET/masks into OUT first")
+    parser.add_argument(
+        "--rendered", nargs="*", metavar="SETTING=VALUE", help="render a scene into OUT/set and reconstruct it"
+    )
     parser.add_argument("--background", action="store_true", help="with --run: put a still textured background in")
     parser.add_argument("--no-masks", action="store_true", help="with --run: leave the masks out, to see what they do")
     parser.add_argument("--seed", type=int, default=0, help="with --background: which background")
@@ -101,13 +123,21 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--predictor", help="with --run: classical, compact, mast3r, a hub name, or a checkpoint's path"
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.rendered is not None and (args.truth or args.run):
+        parser.error("--rendered brings its own photographs and truth")
+    if args.rendered is None and args.truth is None:
+        parser.error("give gt.json, or --rendered")
+    return args
 
 
 def main() -> int:
     """Print the metrics; 2 when something cannot be read."""
     args = parse_arguments()
     try:
+        if args.rendered is not None:
+            args.run, args.truth = args.out / "set", args.out / "set" / "gt.json"
+            render_set(args.rendered, args.run)
         truth = read_truth(args.truth)
         estimate = reconstruct_set(args) if args.run else read_estimate(args.out)
         metrics = evaluate_cameras(with_names_of(estimate, truth), truth)

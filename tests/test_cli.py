@@ -197,6 +197,7 @@ def test_config_prints_every_setting_with_its_meaning(capsys: pytest.CaptureFixt
 
 def test_every_preset_loads_and_is_named():
     assert preset_names() == [
+        "bare",
         "few-images",
         "many-images",
         "moving-camera",
@@ -209,6 +210,7 @@ def test_every_preset_loads_and_is_named():
         load_config(name)
     assert load_config("moving-camera").forward.mask_mode == "context"
     assert load_config("preview").ingest.long_side == 256
+    assert load_config("bare").forward.descriptors == "packaged"
 
 
 def test_help_lists_exit_codes_and_the_stages_are_those_of_the_pipeline(capsys: pytest.CaptureFixture):
@@ -390,7 +392,7 @@ def wrong(capsys: pytest.CaptureFixture, code: int = 2) -> str:
         (["run", "images/v0.png", "--masks", "masks"], "at least two"),
         (["run", "*.jpg"], "no such folder or file"),
         (["run", "empty"], "no photographs here"),
-        (["run", "images", "--preset", "turntabel"], "unknown preset 'turntabel'; presets are few-images"),
+        (["run", "images", "--preset", "turntabel"], "unknown preset 'turntabel'; presets are bare, few-images"),
         (["run", "images", "--preset", "none.toml"], "unknown preset"),
         (["run", "images", "--preset", "broken.toml"], "not valid TOML"),
         (["run", "images", "--set", "match.min_match=3"], "did you mean 'min_matches'"),

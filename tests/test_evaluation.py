@@ -11,6 +11,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from sparse_ga import evaluation
@@ -238,6 +239,24 @@ def test_program_names_what_is_missing(
     (tmp_path / "bad.json").write_text('{"a.png": 3}')
     assert run_program(monkeypatch, tmp_path, tmp_path / "bad.json") == 2
     assert "bad.json" in capsys.readouterr().err
+
+
+def test_program_renders_what_it_reconstructs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = evaluate_program()
+    monkeypatch.setattr(program, "reconstruct_set", lambda args: program.read_truth(args.run / "gt.json"))
+    words = ["--rendered", "shape=box", "views=4", "size=[160,120]", "mesh_resolution=24"]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", str(tmp_path), *words, "--json"])
+    assert program.main() == 0
+    assert json.loads(capsys.readouterr().out)["registered"] == 4
+    with Image.open(tmp_path / "set" / "images" / program.read_truth(tmp_path / "set" / "gt.json").names[0]) as image:
+        assert image.size == (160, 120)
+    assert run_program(monkeypatch, tmp_path, "--rendered", "shapes=box") == 2
+    assert "shapes" in capsys.readouterr().err
+    for wrong in ([], ["gt.json", "--rendered", "shape=box"]):
+        with pytest.raises(SystemExit, match="2"):
+            run_program(monkeypatch, tmp_path, *wrong)
 
 
 def test_pairs_are_judged_one_by_one(

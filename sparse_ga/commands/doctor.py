@@ -36,7 +36,8 @@ def doctor(args: argparse.Namespace, reporter: Reporter) -> int:
     facts["temporary space"] = (
         f"{shutil.disk_usage(tempfile.gettempdir()).free / 1e9:.0f} GB in {tempfile.gettempdir()}"
     )
-    facts |= {"compact weights": _compact_weights(), "MASt3R weights": _released_weights()}
+    facts |= {"descriptor weights": _descriptor_weights(), "compact weights": _compact_weights()}
+    facts["MASt3R weights"] = _released_weights()
     passed, verdict = self_test()
     facts["self-test"] = verdict
     reporter.event("summary", passed=passed, **{name.replace(" ", "_"): text for name, text in facts.items()})
@@ -71,6 +72,12 @@ def _devices() -> str:
     if torch.backends.mps.is_available():
         found.append("mps")
     return ", ".join(found)
+
+
+def _descriptor_weights() -> str:
+    from sparse_ga.predictors.loading import packaged_descriptors
+
+    return "in the package; see `--preset bare`" if packaged_descriptors().is_file() else "missing: install again"
 
 
 def _compact_weights() -> str:

@@ -33,7 +33,7 @@ from sparse_ga.geometry.two_view import (
 from sparse_ga.matching.verify import Verification
 from sparse_ga.network.descriptor_cnn import DenseDescriptor
 from sparse_ga.predictors.base import Features
-from sparse_ga.predictors.described import DensePose, DenseSettings, dense_pose, joint_pose, pack
+from sparse_ga.predictors.described import DenseMatcher, DensePose, DenseSettings, dense_pose, joint_pose, pack
 from sparse_ga.predictors.interpolation import distance_to, harmonic_field, paint_background
 from sparse_ga.predictors.self_calibration import KeypointMatches, Keypoints, calibrate
 from sparse_ga.products import Array, PairMatches, PairPrediction, Pointmap, View
@@ -71,7 +71,8 @@ class ClassicalPredictor:
     def __init__(self, settings: ClassicalSettings | None = None, describer: DenseDescriptor | None = None) -> None:
         """`describer` gives dense matches to pairs on which SIFT finds little; without one it is SIFT alone."""
         self.settings, self.describer = settings or ClassicalSettings(), describer
-        content = f"classical-7 {cv2.__version__} {sorted(asdict(self.settings).items())}"
+        self._matcher = None if describer is None else DenseMatcher(describer, DenseSettings().min_share / 2)
+        content = f"classical-8 {cv2.__version__} {sorted(asdict(self.settings).items())}"
         if describer is not None:
             content += f" dense-4 {describer.fingerprint} {sorted(asdict(DenseSettings()).items())}"
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
@@ -159,10 +160,10 @@ class ClassicalPredictor:
 
     def _dense(self, views: tuple[View, View], features: tuple[Features, Features]) -> DensePose | str | None:
         """The pair's pose by the descriptor network, or why there is none to be relied on; None without a network."""
-        if self.describer is None:
+        if self._matcher is None:
             return None
         cameras = working_intrinsics(views[0]), working_intrinsics(views[1])
-        return dense_pose(self.describer, views, features, cameras, DenseSettings())
+        return dense_pose(self._matcher.match(views, features), cameras, DenseSettings())
 
     def _pose(
         self, matches: tuple[Array, Array, Array], views: tuple[View, View], features: tuple[Features, Features]

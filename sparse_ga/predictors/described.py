@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +30,7 @@ FIRST_SIZE = 192
 """Side in px of the square the object is brought to for the first look."""
 _CELL = 5  # grid points; neighbours share most of what their affine maps are fitted to
 _AGREE_SIGMAS = 2.0
+_KNOWN_PAIRS = 500  # about 50 MB
 _INDEPENDENT = 1 / _CELL**2  # share of dense matches that say something of their own
 
 
@@ -81,15 +84,39 @@ def unpack(features: Features) -> DescriptorMap:
     return DescriptorMap(descriptors, on.astype(np.float32), on, features["described_frame"])
 
 
-def dense_pose(
-    describer: DenseDescriptor,
-    views: tuple[View, View],
-    features: tuple[Features, Features],
-    cameras: tuple[Array, Array],
-    settings: DenseSettings,
-) -> DensePose | str:
+class DenseMatcher:
+    """`match_described` on packed maps, which remembers the last pairs.
+
+    Calibration by reconstruction asks for the same pairs with one focal length after another, and matches know of none.
+    """
+
+    def __init__(self, describer: DenseDescriptor, least_share: float) -> None:
+        """Views of whose reciprocal matches less than `least_share` agree with their neighbours get one look only."""
+        self.describer, self.least_share = describer, least_share
+        self._known: OrderedDict[bytes, DenseMatches] = OrderedDict()
+
+    def match(self, views: tuple[View, View], features: tuple[Features, Features]) -> DenseMatches:
+        """The matches of two views and what `pack` made of their maps."""
+        key = b"".join(_digest(f) for f in features)
+        found = self._known.pop(key, None)
+        if found is None:
+            maps = unpack(features[0]), unpack(features[1])
+            found = match_described(self.describer, views, maps, self.least_share)
+        self._known[key] = found
+        if len(self._known) > _KNOWN_PAIRS:
+            self._known.popitem(last=False)
+        return found
+
+
+def _digest(features: Features) -> bytes:
+    state = hashlib.sha256()
+    for name in ("described", "described_on", "described_frame"):
+        state.update(np.ascontiguousarray(features[name]).tobytes())
+    return state.digest()
+
+
+def dense_pose(found: DenseMatches, cameras: tuple[Array, Array], settings: DenseSettings) -> DensePose | str:
     """j_from_i of two views with intrinsics `cameras` (3, 3), or why there is none to be relied on."""
-    found = match_described(describer, views, (unpack(features[0]), unpack(features[1])), settings.min_share / 2)
     if len(found.matches) < settings.min_matches:
         return f"only {len(found.matches)} dense matches agree with those around them"
     if found.share < settings.min_share:

@@ -98,7 +98,9 @@ def calibrate(
     polished = _reconstruct(keypoints, usable, best.focal_px, polish=True) or best
     focal = float(np.clip(polished.focal_px, *bounds_px))
     rivals = [c.score(most) for c in found if abs(np.log(c.focal_px / focal)) > np.log(1.4)]
-    trusted = best.views >= 3 and focal == polished.focal_px and (not rivals or min(rivals) > 1.15 * best.score(most))
+    alone = not rivals or min(rivals) > 1.15 * best.score(most)
+    most_views = 2 * best.views > sum(len(k.xy) > 0 for k in keypoints)  # a few views fit a wrong focal length as well
+    trusted = best.views >= 3 and most_views and focal == polished.focal_px and alone
     return Calibration(focal, best.score(most), best.views, trusted)
 
 

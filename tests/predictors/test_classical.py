@@ -127,6 +127,10 @@ def test_focal_length_is_found_from_the_images_alone(seed: int, focal_px: float 
     focal, trusted = predictor.estimate_focal(views, pairs, lambda n: features[n], (192.0, 3072.0))
     assert trusted
     assert abs(focal / scene.intrinsics[0, 0, 0] - 1) < 0.05
+    rng = np.random.default_rng(0)
+    for found in features[4:]:  # what four of nine views agree on is not believed
+        found["sift"] = rng.integers(0, 255, found["sift"].shape).astype(np.uint8)
+    assert not predictor.estimate_focal(views, pairs, lambda n: features[n], (192.0, 3072.0))[1]
 
 
 def test_without_matches_the_focal_is_a_guess_that_says_so(views: list[View]) -> None:

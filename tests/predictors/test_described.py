@@ -21,7 +21,15 @@ from sparse_ga.matching.dense import DenseMatches
 from sparse_ga.network.descriptor_cnn import DenseDescriptor, DescriptorCNN, DescriptorConfig
 from sparse_ga.predictors import classical, described
 from sparse_ga.predictors.classical import ClassicalPredictor
-from sparse_ga.predictors.described import DensePose, DenseSettings, dense_pose, joint_pose, pack, unpack
+from sparse_ga.predictors.described import (
+    DenseMatcher,
+    DensePose,
+    DenseSettings,
+    dense_pose,
+    joint_pose,
+    pack,
+    unpack,
+)
 from sparse_ga.predictors.loading import load_predictor
 from sparse_ga.products import Array, PairMatches, PairPrediction, View
 from sparse_ga.synthetic.scene import SceneConfig, make_scene
@@ -65,18 +73,13 @@ def _dense(
     return DenseMatches(matches, np.tile(np.eye(2), (count, 1, 1)), share, 3.0, 3.0)
 
 
-def _pose_of(
-    monkeypatch: pytest.MonkeyPatch, describer: DenseDescriptor, found: DenseMatches, lens: float = 1.0
-) -> DensePose | str:
-    monkeypatch.setattr(described, "match_described", lambda *_: found)
-    view = View("v", np.zeros((240, 320, 3), np.uint8), np.ones((240, 320), bool), None, np.eye(3), (320, 240), "d")
-    features = pack(describer.describe(view))
+def _pose_of(found: DenseMatches, lens: float = 1.0) -> DensePose | str:
     camera = make_intrinsics(400.0 * lens, np.array([159.5, 119.5]))
-    return dense_pose(describer, (view, view), (features, features), (camera, camera), DenseSettings())
+    return dense_pose(found, (camera, camera), DenseSettings())
 
 
-def test_a_pose_from_dense_matches(monkeypatch: pytest.MonkeyPatch, describer: DenseDescriptor) -> None:
-    found = _pose_of(monkeypatch, describer, _dense(noise_px=1.0))
+def test_a_pose_from_dense_matches() -> None:
+    found = _pose_of(_dense(noise_px=1.0))
     assert isinstance(found, DensePose)
     assert rotation_angle_deg(found.pose.rotation.T @ TURN) < 3
     assert found.pose.ambiguity_deg > rotation_angle_deg(found.pose.rotation.T @ TURN)
@@ -94,35 +97,31 @@ def test_a_pose_from_dense_matches(monkeypatch: pytest.MonkeyPatch, describer: D
         ({"count": 0}, "only 0 dense matches"),
     ],
 )
-def test_doubtful_dense_matches_give_no_pose(
-    monkeypatch: pytest.MonkeyPatch, describer: DenseDescriptor, change: dict[str, float], reason: str
-) -> None:
-    found = _pose_of(monkeypatch, describer, _dense(noise_px=1.0, **change))  # type: ignore[arg-type]
+def test_doubtful_dense_matches_give_no_pose(change: dict[str, float], reason: str) -> None:
+    found = _pose_of(_dense(noise_px=1.0, **change))  # type: ignore[arg-type]
     assert isinstance(found, str)
     assert reason in found
 
 
-def test_a_pose_that_is_not_determined_is_none(monkeypatch: pytest.MonkeyPatch, describer: DenseDescriptor) -> None:
+def test_a_pose_that_is_not_determined_is_none() -> None:
     flat = _dense(noise_px=0.5)
     xy = flat.matches.xy_i  # a picture that is merely moved: no parallax, and no turn to be told
     still = replace(flat, matches=PairMatches(xy, xy + np.float32(3), flat.matches.confidence))
-    found = _pose_of(monkeypatch, describer, still)
+    found = _pose_of(still)
     assert isinstance(found, str)
     assert "triangulation angle" in found
 
 
-def test_a_long_lens_leaves_the_rotation_uncertain(monkeypatch: pytest.MonkeyPatch, describer: DenseDescriptor) -> None:
-    found = _pose_of(monkeypatch, describer, _dense(noise_px=1.0, lens=8.0), lens=8.0)
+def test_a_long_lens_leaves_the_rotation_uncertain() -> None:
+    found = _pose_of(_dense(noise_px=1.0, lens=8.0), lens=8.0)
     assert isinstance(found, str)
     assert "uncertain by" in found
 
 
 @pytest.mark.parametrize("spacings", [(1.0, 6.0), (6.0, 1.0)])
-def test_the_coarser_view_says_how_far_off_matches_are(
-    monkeypatch: pytest.MonkeyPatch, describer: DenseDescriptor, spacings: tuple[float, float]
-) -> None:
+def test_the_coarser_view_says_how_far_off_matches_are(spacings: tuple[float, float]) -> None:
     exact = replace(_dense(noise_px=0.3), spacing_i_px=spacings[0], spacing_j_px=spacings[1])
-    found = _pose_of(monkeypatch, describer, exact)
+    found = _pose_of(exact)
     assert isinstance(found, DensePose)
     np.testing.assert_allclose(found.matches.confidence, 1 / 36)
 
@@ -208,6 +207,26 @@ def pair_error_deg(prediction: PairPrediction, view_j: View, true: Array) -> flo
         return 180.0
     i_from_j, _ = pose_of_prediction(prediction, view_j)
     return float(rotation_angle_deg(nearest_rotation(i_from_j[:3, :3]).T @ true[:3, :3]))
+
+
+def test_pairs_are_matched_once_whatever_the_focal_length(
+    monkeypatch: pytest.MonkeyPatch, describer: DenseDescriptor, views: list[View]
+) -> None:
+    asked: list[tuple[View, View]] = []
+
+    def counted(describer: DenseDescriptor, pair: tuple[View, View], *_: object) -> DenseMatches:
+        asked.append(pair)
+        return _dense(noise_px=0.0, count=len(asked))
+
+    monkeypatch.setattr(described, "match_described", counted)
+    monkeypatch.setattr(described, "_KNOWN_PAIRS", 2)
+    matcher, features = DenseMatcher(describer, 0.2), [pack(describer.describe(view)) for view in views[:3]]
+
+    def count(i: int, j: int) -> int:
+        return len(matcher.match((views[i], views[j]), (features[i], features[j])).matches)
+
+    assert [count(0, 1), count(1, 0), count(0, 1), count(1, 0)] == [1, 2, 1, 2]
+    assert [count(0, 2), count(1, 0), count(0, 1)] == [3, 2, 4]  # the one longest out of use was forgotten
 
 
 def test_maps_survive_storage(describer: DenseDescriptor, views: list[View]) -> None:
