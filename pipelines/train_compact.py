@@ -18,6 +18,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,14 +34,33 @@ from sparse_ga.training.validation import UnseenPair, score_predictor, unseen_pa
 
 POOL_SEED, UNSEEN_SEED = 101, 901
 _POOL_VIEWS = 8
+_LOSS_BATCHES = 40
 
 
 def _unseen(args: argparse.Namespace) -> list[UnseenPair]:
-    """The fixed validation pairs; their objects are rendered into a folder of RUN at the first use."""
+    """The fixed validation pairs."""
+    return unseen_pairs(_unseen_pool(args), args.unseen)
+
+
+def _unseen_pool(args: argparse.Namespace) -> Pool:
+    """Objects of the validation, rendered into a folder of RUN at the first use."""
     folder = args.run / f"unseen_{args.background}"
     folder.mkdir(parents=True, exist_ok=True)
     config = SceneConfig(1, 6, args.side, args.side, grid=48, plain_share=0.5, background=args.background)
-    return unseen_pairs(Pool(folder, config, UNSEEN_SEED, args.device), args.unseen)
+    return Pool(folder, config, UNSEEN_SEED, args.device)
+
+
+def _losses(model: AsymmetricMASt3R, args: argparse.Namespace) -> Record:
+    """What training measures, on the unseen objects: means over fixed batches, masked as the arguments say.
+
+    They tell networks and modes apart that find no poses yet.
+    """
+    modes: dict[str, tuple[float, float, float]] = {"tokens": (1, 0, 0), "fill": (0, 1, 0), "context": (0, 0, 1)}
+    config = replace(_config(args), pool_objects=args.unseen, mode_weights=modes[args.mode], imperfect_share=0.0)
+    task = CompactTask(config, None, pool=_unseen_pool(args))
+    with torch.no_grad():
+        records = [task.loss(model, step)[1] for step in range(_LOSS_BATCHES)]
+    return {name: sum(r[name] for r in records) / len(records) for name in ("error", "nce", "accuracy")}
 
 
 def _validator(pairs: list[UnseenPair], args: argparse.Namespace) -> Callable[[AsymmetricMASt3R], Record]:
@@ -152,7 +172,8 @@ def validate(args: argparse.Namespace) -> None:
 
         metrics = score_predictor(ClassicalPredictor(), _unseen(args))
     else:
-        metrics = _validator(_unseen(args), args)(_averaged(args).to(args.device))
+        model = _averaged(args).to(args.device)
+        metrics = _validator(_unseen(args), args)(model) | _losses(model, args)
     print(json.dumps({k: round(v, 4) for k, v in metrics.items()}))
 
 

@@ -204,7 +204,7 @@ class Pipeline:
     def _calibrate_by_reconstruction(self, views: list[View], pair_list: list[Pair], voted: Calibration) -> Calibration:
         """Reconstruct from several guesses, and once more from what the best of them has found."""
         self.reporter.info(
-            "calibrate: too few image triplets to vote for the focal length; reconstructing from guesses instead"
+            "calibrate: too few photographs agree on a focal length; reconstructing from several guesses instead"
         )
         best = min(
             (self._reconstructed(views, pair_list, guess) for guess in calibrate.starts(views, voted)),

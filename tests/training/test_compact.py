@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import runpy
+import sys
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -46,6 +49,7 @@ from sparse_ga.training.validation import (
 )
 
 CPU = torch.device("cpu")
+PROGRAM = Path(__file__).resolve().parents[2] / "pipelines" / "train_compact.py"
 CONFIG = ForwardConfig(device="cpu")
 TINY = CompactTaskConfig(size="tiny", side=48, objects=2, views=2, grid=20, rendered_steps=1, correspondences=64)
 
@@ -380,3 +384,22 @@ def test_training_starts_from_given_weights(model: AsymmetricMASt3R) -> None:
     for name, value in task.build().state_dict().items():
         assert torch.equal(value, initial[name])
     assert task.settings()["initial"] != CompactTask(TINY, None).settings()["initial"]
+
+
+@pytest.mark.slow
+def test_program_trains_validates_and_exports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def program(action: str, *words: str) -> str:
+        small = "--size tiny --side 48 --objects 1 --views 2 --pool 2 --steps 2 --unseen 2 --correspondences 32"
+        monkeypatch.setattr(sys, "argv", ["train_compact.py", action, str(tmp_path), *words, *small.split()])
+        runpy.run_path(str(PROGRAM), run_name="__main__")
+        return capsys.readouterr().out
+
+    assert "step 2 of 2" in program("train")
+    for mode, background in (("tokens", "mixed"), ("fill", "still"), ("context", "clean")):
+        found = json.loads(program("validate", "--mode", mode, "--background", background))
+        assert found["pairs"] > 0
+        assert 0 < found["error"] < 10
+        assert found["nce"] > 0
+    assert "M parameters" in program("export", str(tmp_path / "weights"))
