@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -91,8 +92,8 @@ def reconstruct_set(args: argparse.Namespace) -> CameraSet:
 
 
 def render_set(words: list[str], folder: Path) -> None:
-    """Render the scene that `words` (setting=value) describe into a folder of images, masks and gt.json; raises
-    `InputError` for a setting or a value that there is not."""
+    """Render the scene that `words` (setting=value) describe into a folder of images, masks and gt.json, in place of the
+    scene that was rendered there before; raises `InputError` for a setting or a value that there is not."""
     settings = {}
     for word in words:
         name, _, value = word.partition("=")
@@ -101,7 +102,10 @@ def render_set(words: list[str], folder: Path) -> None:
         except ValueError:
             settings[name] = value  # a name, not a number or a list
     try:
-        make_scene(SceneConfig(**settings)).write(folder)
+        scene = make_scene(SceneConfig(**settings))
+        if (folder / "gt.json").is_file():
+            shutil.rmtree(folder)
+        scene.write(folder)
     except (TypeError, ValueError, KeyError) as error:
         raise InputError(f"--rendered {' '.join(words)}: {error}") from None
 

@@ -247,9 +247,12 @@ def test_program_renders_what_it_reconstructs(
     program = evaluate_program()
     monkeypatch.setattr(program, "reconstruct_set", lambda args: program.read_truth(args.run / "gt.json"))
     words = ["--rendered", "shape=box", "views=4", "size=[160,120]", "mesh_resolution=24"]
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", str(tmp_path), *words, "--json"])
-    assert program.main() == 0
-    assert json.loads(capsys.readouterr().out)["registered"] == 4
+    for views in (5, 4):  # the second time nothing of the first scene is left
+        words[2] = f"views={views}"
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", str(tmp_path), *words, "--json"])
+        assert program.main() == 0
+        assert json.loads(capsys.readouterr().out)["registered"] == views
+        assert len(list((tmp_path / "set" / "images").iterdir())) == views
     with Image.open(tmp_path / "set" / "images" / program.read_truth(tmp_path / "set" / "gt.json").names[0]) as image:
         assert image.size == (160, 120)
     assert run_program(monkeypatch, tmp_path, "--rendered", "shapes=box") == 2

@@ -33,6 +33,7 @@ THRESHOLD_PX = 1.5
 GRID_RATIO = 1.4
 MISSING_COST = float(np.log1p(9.0))  # what an observation counts that a candidate cannot explain: 3 px off
 MAX_TRACKS = 1500
+FEW_VIEWS = 8  # as few, or half of the views where that is less, fit a wrong focal length as well
 _SETTLING = 7  # trials of the best candidates after the grid, about
 
 
@@ -99,8 +100,8 @@ def calibrate(
     focal = float(np.clip(polished.focal_px, *bounds_px))
     rivals = [c.score(most) for c in found if abs(np.log(c.focal_px / focal)) > np.log(1.4)]
     alone = not rivals or min(rivals) > 1.15 * best.score(most)
-    most_views = 2 * best.views > sum(len(k.xy) > 0 for k in keypoints)  # a few views fit a wrong focal length as well
-    trusted = best.views >= 3 and most_views and focal == polished.focal_px and alone
+    few = min(FEW_VIEWS, sum(len(k.xy) > 0 for k in keypoints) / 2)
+    trusted = best.views >= 3 and best.views > few and focal == polished.focal_px and alone
     return Calibration(focal, best.score(most), best.views, trusted)
 
 
