@@ -92,8 +92,10 @@ def reconstruct_set(args: argparse.Namespace) -> CameraSet:
 
 
 def render_set(words: list[str], folder: Path) -> None:
-    """Render the scene that `words` (setting=value) describe into a folder of images, masks and gt.json, in place of the
-    scene that was rendered there before; raises `InputError` for a setting or a value that there is not."""
+    """Render the scene that `words` (setting=value) describe into a folder of images, masks and gt.json.
+
+    It takes the place of a scene rendered there before. Raises `InputError` for a setting or a value that there is not.
+    """
     settings = {}
     for word in words:
         name, _, value = word.partition("=")
