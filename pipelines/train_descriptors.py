@@ -34,7 +34,8 @@ TRAIN_SEED, UNSEEN_SEED = 100, 900
 
 
 def _pools(folder: Path, pixels: int, views: int) -> tuple[Pool, Pool]:
-    """The training pool and the validation pool in `folder`; they share no object."""
+    """The training pool and the validation pool in `folder`, made if missing; they share no object."""
+    folder.mkdir(parents=True, exist_ok=True)
     train = SceneConfig(1, views, pixels, pixels, grid=48, plain_share=0.45, background="clean")
     unseen = SceneConfig(1, views, pixels, pixels, grid=48, plain_share=0.5, background="clean")
     return Pool(folder, train, TRAIN_SEED), Pool(folder, unseen, UNSEEN_SEED)
@@ -57,14 +58,12 @@ def _task(args: argparse.Namespace) -> DescriptorTask:
 def render(args: argparse.Namespace) -> None:
     """Fill the pool ahead of training; several processes may share the work."""
     pool, _ = _pools(args.run / "pool", args.pixels, args.views)
-    pool.folder.mkdir(parents=True, exist_ok=True)
     for index in range(args.worker, args.objects, args.workers):
         write_shard(pool.folder, pool.config, pool.seed, index)
 
 
 def train(args: argparse.Namespace) -> None:
     """Train from the last checkpoint for the time given."""
-    (args.run / "pool").mkdir(parents=True, exist_ok=True)
     loop = LoopConfig(steps=args.steps, learning_rate=args.rate, warmup=100, average_decay=0.998, validate_every=250)
     state = run(_task(args), loop, args.run, torch.device(args.device), Chunk(args.minutes))
     print(f"step {state.step} of {loop.steps}; {args.run / 'metrics.jsonl'}, {args.run / 'plots.html'}")
