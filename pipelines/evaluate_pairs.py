@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from sparse_ga.api import given_cameras, make_job
 from sparse_ga.config import make_config
 from sparse_ga.errors import InputError
 from sparse_ga.evaluation import format_table, relative_errors_deg
 from sparse_ga.geometry.transforms import inverse
 from sparse_ga.io.cameras_file import assign_cameras, read_cameras
 from sparse_ga.io.images import find_images
-from sparse_ga.pipeline import given_cameras, make_job
 from sparse_ga.predictors.base import FeaturePredictor, PairPredictor
 from sparse_ga.predictors.loading import load_predictor
 from sparse_ga.products import Array, PairPrediction, View

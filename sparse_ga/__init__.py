@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from sparse_ga.api import reconstruct
     from sparse_ga.config import Config, load_config
     from sparse_ga.errors import InputError, OutputError
     from sparse_ga.objects import reconstruct_objects
-    from sparse_ga.pipeline import reconstruct
     from sparse_ga.predictors.base import PairPredictor
     from sparse_ga.products import PairMatches, PairPrediction, Pointmap, Reconstruction, View
 
@@ -26,7 +26,7 @@ _HOME = {
     "Reconstruction": "products",
     "View": "products",
     "load_config": "config",
-    "reconstruct": "pipeline",
+    "reconstruct": "api",
     "reconstruct_objects": "objects",
 }
 

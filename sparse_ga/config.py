@@ -13,7 +13,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 if sys.version_info >= (3, 11):
@@ -75,9 +75,10 @@ class ForwardConfig:
     """The other view's points are kept at every n-th pixel in both directions."""
     keep_descriptors: bool = False
     """Keep descriptors in the cache after matching (to match again with other settings without the network)."""
-    descriptors: str | None = None
+    descriptors: Annotated[str, BeforeValidator(lambda value: "off" if value is None else value)] = "auto"
     """Descriptor network of the classical predictor, for pairs on which SIFT finds no pose or a weak one: packaged (the
-    weights that come with this package), or a file that pipelines/train_descriptors.py exported. Unset: SIFT alone."""
+    weights that come with this package), a file that pipelines/train_descriptors.py exported, or off (SIFT alone).
+    auto: SIFT alone, and once more with packaged where that leaves photographs out."""
     device: str = field(default="auto", metadata=_RUNTIME)
     """auto, cpu, cuda, cuda:N or mps."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from sparse_ga.api import reconstruct
 from sparse_ga.evaluation import (
     CameraMetrics,
     CameraSet,
@@ -19,12 +20,14 @@ from sparse_ga.evaluation import (
     format_table,
 )
 from sparse_ga.geometry import cameras, transforms
-from sparse_ga.pipeline import reconstruct
 from sparse_ga.products import Array, Reconstruction
 from sparse_ga.progress import Reporter
 from sparse_ga.synthetic.scene import SceneConfig, SyntheticScene, make_scene
 
 DEMO_SCENE = SceneConfig(shape="mug", views=16, seed=4, focal_px=420.0, elevations_deg=(28.0,))  # a telephone's lens
+DEMO_SETTINGS: dict[str, dict[str, str]] = {
+    "forward": {"descriptors": "off"}
+}  # the mug has texture enough: one attempt
 _MASK_MARGIN = 0.01  # of the image's long side: how far a point may miss the true mask before it is off the object
 
 
@@ -78,7 +81,12 @@ def run_demo(
     scene.write(out)
     rendered = time.monotonic()
     reconstruction = reconstruct(
-        out / "images", out / "masks", cache=out / "cache", predictor=predictor, reporter=reporter
+        out / "images",
+        out / "masks",
+        cache=out / "cache",
+        predictor=predictor,
+        config=DEMO_SETTINGS,
+        reporter=reporter,
     )
     done = time.monotonic()
     reconstruction.save(out)

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparse_ga.api import CamerasArgument, reconstruct
 from sparse_ga.config import Config, make_config
 from sparse_ga.errors import InputError
 from sparse_ga.io.images import ImagesArgument, find_images
 from sparse_ga.io.masks import MasksArgument, find_masks, mask_labels
-from sparse_ga.pipeline import CamerasArgument, reconstruct
 from sparse_ga.predictors.base import PairPredictor
 from sparse_ga.products import Reconstruction
 from sparse_ga.progress import Reporter

@@ -13,8 +13,9 @@ import sparse_ga.alignment.align3d
 import sparse_ga.alignment.refine2d
 import sparse_ga.matching
 import sparse_ga.triangulation
+from sparse_ga.api import make_job
 from sparse_ga.config import Config, make_config
-from sparse_ga.pipeline import Pipeline, RunResult, make_job
+from sparse_ga.pipeline import Pipeline, RunResult
 from sparse_ga.products import (
     Alignment,
     CanonicalView,

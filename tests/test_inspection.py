@@ -13,6 +13,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from PIL import Image
 
+from sparse_ga.api import make_job
 from sparse_ga.cli import main
 from sparse_ga.config import make_config
 from sparse_ga.errors import InputError
@@ -21,7 +22,6 @@ from sparse_ga.geometry.transforms import apply, inverse
 from sparse_ga.inspection import Finding, inspect
 from sparse_ga.io.drawing import draw_matches
 from sparse_ga.match_pair import match_pair
-from sparse_ga.pipeline import make_job
 from sparse_ga.products import PairMatches, View
 from sparse_ga.progress import Reporter, event_schema
 from sparse_ga.synthetic.scene import SceneConfig, make_scene

@@ -24,9 +24,10 @@ from cheap_pipeline import (
 )
 from PIL import Image
 
+from sparse_ga.api import make_job, reconstruct
 from sparse_ga.config import make_config
 from sparse_ga.errors import InputError
-from sparse_ga.pipeline import Pipeline, make_job, reconstruct
+from sparse_ga.pipeline import Pipeline
 from sparse_ga.products import Reconstruction
 from sparse_ga.stages.job import STAGE_NAMES, STAGES
 from sparse_ga.status import dropped_pairs, removable, status

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sparse_ga.api import reconstruct
 from sparse_ga.config import load_config, preset_names
-from sparse_ga.pipeline import reconstruct
 from sparse_ga.report.page import without_times
 from sparse_ga.synthetic.oracle import OraclePredictor
 from sparse_ga.synthetic.scene import SceneConfig, SyntheticScene, make_scene

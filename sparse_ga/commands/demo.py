@@ -16,8 +16,8 @@ def demo(args: argparse.Namespace, reporter: Reporter) -> int:
     """Render, reconstruct, compare, write the outputs."""
     from sparse_ga.commands.jobs import JobRecord
     from sparse_ga.commands.run import top_names, write_outputs
-    from sparse_ga.config import Config
-    from sparse_ga.demo import DEMO_SCENE, run_demo
+    from sparse_ga.config import make_config
+    from sparse_ga.demo import DEMO_SCENE, DEMO_SETTINGS, run_demo
     from sparse_ga.predictors.loading import PredictorRecord, load_predictor
 
     out, predictor = Path(args.out), args.predictor or "classical"
@@ -34,9 +34,9 @@ def demo(args: argparse.Namespace, reporter: Reporter) -> int:
         str((out / "masks").absolute()),
         None,
         None,
-        {"predictor": predictor},
+        {"predictor": predictor, **DEMO_SETTINGS},
         str(out.absolute()),
-        PredictorRecord.of(load_predictor(predictor, Config().forward)),
+        PredictorRecord.of(load_predictor(predictor, make_config(DEMO_SETTINGS).forward)),
         {name: round(spent, 3) for name, spent in reporter.seconds.items()},
     )
     record.save(out / "cache")

@@ -77,7 +77,7 @@ def _devices() -> str:
 def _descriptor_weights() -> str:
     from sparse_ga.predictors.loading import packaged_descriptors
 
-    return "in the package; see `--preset bare`" if packaged_descriptors().is_file() else "missing: install again"
+    return "in the package" if packaged_descriptors().is_file() else "missing: install again"
 
 
 def _compact_weights() -> str:
@@ -98,7 +98,7 @@ def _released_weights() -> str:
 
 def self_test() -> tuple[bool, str]:
     """Reconstruct a tiny rendered scene from the truth with noise, and say how that went."""
-    from sparse_ga.pipeline import reconstruct
+    from sparse_ga.api import reconstruct
     from sparse_ga.synthetic.oracle import OraclePredictor
     from sparse_ga.synthetic.scene import SceneConfig, make_scene
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sparse_ga.api import make_job
 from sparse_ga.config import Config, ConfigError, load_config
 from sparse_ga.errors import InputError
 from sparse_ga.io.cameras_file import read_cameras
-from sparse_ga.pipeline import make_job
-from sparse_ga.predictors.loading import NAMES, PACKAGED, PredictorRecord, load_predictor
+from sparse_ga.predictors.loading import AUTO, NAMES, OFF, PACKAGED, PredictorRecord, load_predictor
 from sparse_ga.stages.job import Job
 from sparse_ga.store import write_atomically
 
@@ -37,6 +37,13 @@ class JobRecord:
     def config(self) -> Config:
         """The preset with the overrides on top; raises `ConfigError`."""
         return load_config(self.preset, self.overrides)
+
+    def decided(self, job: Job) -> JobRecord:
+        """The record of `job`, an attempt at this one: with its predictor, and its descriptor network."""
+        overrides, descriptors = self.overrides, job.config.forward.descriptors
+        if descriptors != self.config.forward.descriptors:
+            overrides = merge(overrides, {"forward": {"descriptors": descriptors}})
+        return dataclasses.replace(self, overrides=overrides, predictor=PredictorRecord.of(job.predictor))
 
     def save(self, cache: Path) -> None:
         """Write the record into a cache folder."""
@@ -138,8 +145,9 @@ def _make_paths_absolute(overrides: dict[str, Any]) -> None:
     pairs, forward = overrides.get("pairs"), overrides.get("forward")
     if isinstance(pairs, dict) and isinstance(pairs.get("pairs_file"), str):
         pairs["pairs_file"] = absolute(pairs["pairs_file"])
-    if isinstance(forward, dict) and isinstance(forward.get("descriptors"), str) and forward["descriptors"] != PACKAGED:
-        forward["descriptors"] = absolute(forward["descriptors"])
+    descriptors = forward.get("descriptors") if isinstance(forward, dict) else None
+    if isinstance(descriptors, str) and descriptors not in (AUTO, OFF, PACKAGED):
+        overrides["forward"]["descriptors"] = absolute(descriptors)
 
 
 def record_from(args: argparse.Namespace, out: Path, label: int | None = None) -> JobRecord:

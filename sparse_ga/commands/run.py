@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from sparse_ga.api import unregistered
+from sparse_ga.attempts import Attempts
 from sparse_ga.commands.jobs import JobRecord, cache_of, earlier_seconds, load_record, record_from
 from sparse_ga.errors import InputError, OutputError
 from sparse_ga.objects import find_objects, object_folder
-from sparse_ga.pipeline import Pipeline, RunResult, unregistered
-from sparse_ga.predictors.loading import PredictorRecord
+from sparse_ga.pipeline import RunResult
 from sparse_ga.products import Reconstruction
 from sparse_ga.progress import Reporter
 from sparse_ga.stages.job import STAGE_NAMES, Job
@@ -140,17 +141,16 @@ def _make(record: JobRecord, cache: Path, span: Span, reporter: Reporter) -> tup
     """Run the stages, and write the outputs if the last one is among them: the result and the files."""
     _check_formats(span.formats)
     job = record.job()
-    store = Store(cache)
-    record = dataclasses.replace(record, predictor=PredictorRecord.of(job.predictor), seconds=earlier_seconds(cache))
-    record.save(cache)
-    out = Path(record.out)
-    result = Pipeline(job, store, reporter).run(span.first, span.last)
-    spent = {name: round(count.seconds, 3) for name, count in result.counts.items() if count.computed}
-    dataclasses.replace(record, seconds={**record.seconds, **spent}).save(cache)
-    _tell_counts(result, reporter)
-    if result.reconstruction is None:
+    record = dataclasses.replace(record, seconds=earlier_seconds(cache))
+    attempts = Attempts(Store(cache), reporter, lambda chosen: record.decided(chosen).save(cache))
+    attempt = attempts.run(job, span.first, span.last)
+    spent = {name: round(seconds, 3) for name, seconds in attempts.seconds.items()}
+    dataclasses.replace(record, seconds={**record.seconds, **spent}).decided(attempt.job).save(cache)
+    _tell_counts(attempt.result, reporter)
+    reconstruction = attempt.result.reconstruction
+    if reconstruction is None:
         return None, []
-    return result.reconstruction, write_outputs(result.reconstruction, out, cache, job, span.formats)
+    return reconstruction, write_outputs(reconstruction, Path(record.out), cache, attempt.job, span.formats)
 
 
 def _check_formats(formats: Sequence[str]) -> None:

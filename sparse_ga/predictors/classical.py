@@ -74,7 +74,7 @@ class ClassicalPredictor:
         self._matcher = None if describer is None else DenseMatcher(describer, DenseSettings().min_share / 2)
         content = f"classical-8 {cv2.__version__} {sorted(asdict(self.settings).items())}"
         if describer is not None:
-            content += f" dense-4 {describer.fingerprint} {sorted(asdict(DenseSettings()).items())}"
+            content += f" dense-5 {describer.fingerprint} {sorted(asdict(DenseSettings()).items())}"
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
 
     def encode(self, view: View) -> Features:

@@ -42,6 +42,9 @@ class DenseSettings:
     """Of the reciprocal matches, as many must agree with their neighbours: views that show the same surface do."""
     min_inlier_share: float = 0.85
     """Of those, as many must agree with one epipolar geometry."""
+    enough_share: float = 0.4
+    """Or as many of all reciprocal matches: parts that repeat, such as legs, bring wrong matches that agree with their
+    neighbours, but wrong geometries find a third of all matches at most."""
     min_matches: int = 60
     min_angle_deg: float = 5.0
     """Median triangulation angle: matches a few pixels off tell no pose from less parallax."""
@@ -125,7 +128,8 @@ def dense_pose(found: DenseMatches, cameras: tuple[Array, Array], settings: Dens
     reach = _reach(found, cameras)
     pose = estimate_relative_pose(ends[0], ends[1], reach, independent=_INDEPENDENT)
     share = 0.0 if pose is None else float(pose.inliers.mean())
-    if pose is None or share < settings.min_inlier_share:
+    too_few = share < settings.min_inlier_share and found.share * share < settings.enough_share
+    if pose is None or too_few:
         return f"only {100 * share:.0f} % of the dense matches agree on an epipolar geometry"
     angle = float(np.median(ray_angles_deg(ends[0][pose.inliers], ends[1][pose.inliers], pose.rotation)))
     if angle < settings.min_angle_deg:

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from sparse_ga.network.descriptor_cnn import DenseDescriptor
 
 NAMES = ("classical", "compact", "mast3r")
-PACKAGED = "packaged"
-"""Names the descriptor network that comes with the package, where a file is expected otherwise."""
+AUTO, OFF, PACKAGED = "auto", "off", "packaged"
+"""What `forward.descriptors` can say instead of a file: PACKAGED is the network that comes with the package; with AUTO
+a run starts without one (`sparse_ga.attempts`)."""
 
 
 def load_predictor(name: str, config: ForwardConfig) -> PairPredictor:
@@ -26,7 +27,7 @@ def load_predictor(name: str, config: ForwardConfig) -> PairPredictor:
 
     Raises `InputError` when there is none of that name, or when it cannot use what `config` gives.
     """
-    if config.descriptors is not None and name != "classical":
+    if config.descriptors not in (AUTO, OFF) and name != "classical":
         raise InputError(f"forward.descriptors: only the classical predictor uses them, not {name}")
     if name == "classical":
         from sparse_ga.predictors.classical import ClassicalPredictor
@@ -55,7 +56,7 @@ def load_describer(config: ForwardConfig) -> DenseDescriptor | None:
     from sparse_ga.network.descriptor_cnn import DenseDescriptor
     from sparse_ga.predictors.described import FIRST_SIZE
 
-    if config.descriptors is None:
+    if config.descriptors in (AUTO, OFF):
         return None
     path = packaged_descriptors() if config.descriptors == PACKAGED else config.descriptors
     device = resolve_device(config.device, ("cuda",))  # MPS has no double precision, which cut-outs are placed in

@@ -91,7 +91,8 @@ def test_a_pose_from_dense_matches() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"wrong_share": 0.5}, "agree on an epipolar geometry"),
+        ({"wrong_share": 0.7}, "agree on an epipolar geometry"),
+        ({"wrong_share": 0.3, "share": 0.4}, "agree on an epipolar geometry"),
         ({"share": 0.3}, "agree with those around them"),
         ({"count": 40}, "only 40 dense matches"),
         ({"count": 0}, "only 0 dense matches"),
@@ -101,6 +102,12 @@ def test_doubtful_dense_matches_give_no_pose(change: dict[str, float], reason: s
     found = _pose_of(_dense(noise_px=1.0, **change))  # type: ignore[arg-type]
     assert isinstance(found, str)
     assert reason in found
+
+
+def test_parts_that_repeat_do_not_hide_a_pose_that_many_matches_agree_on() -> None:
+    found = _pose_of(_dense(noise_px=1.0, wrong_share=0.3, share=0.8))
+    assert isinstance(found, DensePose)
+    assert rotation_angle_deg(found.pose.rotation.T @ TURN) < 5
 
 
 def test_a_pose_that_is_not_determined_is_none() -> None:

@@ -13,9 +13,9 @@ import pytest
 from cheap_pipeline import CheapPredictor, install, run, write_mask, write_set
 
 import sparse_ga.commands.jobs
+from sparse_ga.api import make_job
 from sparse_ga.cli import main
 from sparse_ga.config import Config
-from sparse_ga.pipeline import make_job
 from sparse_ga.report.collect import collect_details
 from sparse_ga.report.details import ReportDetails
 from sparse_ga.report.page import without_times

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sparse_ga.api import reconstruct
 from sparse_ga.config import make_config
 from sparse_ga.evaluation import CameraSet, evaluate_cameras
-from sparse_ga.pipeline import reconstruct
 from sparse_ga.products import Alignment, View
 from sparse_ga.stages import calibrate
 from sparse_ga.stages.calibrate import Calibration

@@ -1,0 +1,86 @@
+"""A run, and a second one where the first leaves photographs out: with the descriptor network beside SIFT.
+
+The network costs as much time again, and helps only where SIFT finds too little. So a job of the classical predictor
+with `forward.descriptors` auto begins without it, and asks it when photographs that show the object are not tied in.
+Both attempts go through the same cache; what registers more photographs is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sparse_ga.config import make_config
+from sparse_ga.pipeline import Pipeline, RunResult
+from sparse_ga.predictors.classical import ClassicalPredictor, ClassicalSettings
+from sparse_ga.predictors.loading import AUTO, OFF, PACKAGED, load_describer
+from sparse_ga.progress import Reporter
+from sparse_ga.stages.job import Job
+from sparse_ga.store import Store
+
+
+@dataclass(frozen=True, eq=False)
+class Attempt:
+    """A job as it was run, and what came out."""
+
+    job: Job
+    result: RunResult
+
+    @property
+    def left_out(self) -> int:
+        """Number of photographs that show the object and are not tied in; 0 before an alignment says so."""
+        shows = np.array([view.mask.any() for view in self.result.views])
+        if self.result.reconstruction is not None:
+            return int((shows & ~self.result.reconstruction.registered).sum())
+        if self.result.alignment is not None:
+            return int((shows & ~self.result.alignment.registered).sum())
+        return 0
+
+
+class Attempts:
+    """Runs a job on a store, once or twice; `seconds` is how long each stage took that computed anything."""
+
+    def __init__(self, store: Store, reporter: Reporter, begin: Callable[[Job], None] = lambda job: None) -> None:
+        """`begin` is told the job of every attempt before it starts, and of the one that stands after a worse one."""
+        self.store, self.reporter, self.begin = store, reporter, begin
+        self.seconds: dict[str, float] = {}
+
+    def run(self, job: Job, first: str | None = None, last: str | None = None) -> Attempt:
+        """The better attempt at stages `first` to `last`; in its job `forward.descriptors` is no longer auto.
+
+        Raises as `Pipeline.run` does.
+        """
+        predictor = job.predictor
+        if job.config.forward.descriptors != AUTO or not isinstance(predictor, ClassicalPredictor):
+            return self._attempt(job, first, last)
+        if predictor.describer is not None:
+            return self._attempt(job, first, last)
+        alone = self._attempt(_decided(job, OFF, predictor.settings), first, last)
+        if alone.left_out == 0:
+            return alone
+        self.reporter.info(
+            f"{alone.left_out} of {len(job.sources)} photographs are left out; once more, with the descriptor network "
+            "where SIFT finds little"
+        )
+        both = self._attempt(_decided(job, PACKAGED, predictor.settings), first, last)
+        if both.left_out < alone.left_out:
+            return both
+        self.reporter.info("the descriptor network ties in no more of them; the first result stands")
+        self.begin(alone.job)
+        return alone
+
+    def _attempt(self, job: Job, first: str | None, last: str | None) -> Attempt:
+        self.begin(job)
+        result = Pipeline(job, self.store, self.reporter).run(first, last)
+        for name, count in result.counts.items():
+            if count.computed:
+                self.seconds[name] = self.seconds.get(name, 0.0) + count.seconds
+        return Attempt(job, result)
+
+
+def _decided(job: Job, descriptors: str, settings: ClassicalSettings) -> Job:
+    """The job with that descriptor network."""
+    config = make_config({"forward": {"descriptors": descriptors}}, job.config)
+    return replace(job, predictor=ClassicalPredictor(settings, load_describer(config.forward)), config=config)
