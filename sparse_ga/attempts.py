@@ -1,8 +1,8 @@
 """A run, and a second one where the first leaves photographs out: with the descriptor network beside SIFT.
 
 The network costs as much time again, and helps only where SIFT finds too little. So a job of the classical predictor
-with `forward.descriptors` auto begins without it, and asks it when photographs that show the object are not tied in.
-Both attempts go through the same cache; what registers more photographs is kept.
+with `forward.descriptors` auto begins without it, and asks it when of the photographs that show the object one in
+twenty or more are not tied in. Both attempts go through the same cache; what registers more photographs is kept.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from sparse_ga.config import make_config
 from sparse_ga.pipeline import Pipeline, RunResult
 from sparse_ga.predictors.classical import ClassicalPredictor, ClassicalSettings
 from sparse_ga.predictors.loading import AUTO, OFF, PACKAGED, load_describer
+from sparse_ga.products import Array
 from sparse_ga.progress import Reporter
 from sparse_ga.stages.job import Job
 from sparse_ga.store import Store
+
+_ONE_IN = 20  # one photograph in this many, or more, left out: a second attempt
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +34,21 @@ class Attempt:
     @property
     def left_out(self) -> int:
         """Number of photographs that show the object and are not tied in; 0 before an alignment says so."""
-        shows = np.array([view.mask.any() for view in self.result.views])
         if self.result.reconstruction is not None:
-            return int((shows & ~self.result.reconstruction.registered).sum())
+            return int((self._shows & ~self.result.reconstruction.registered).sum())
         if self.result.alignment is not None:
-            return int((shows & ~self.result.alignment.registered).sum())
+            return int((self._shows & ~self.result.alignment.registered).sum())
         return 0
+
+    @property
+    def suffices(self) -> bool:
+        """Whether fewer than one in twenty of the photographs that show the object are left out."""
+        return self.left_out == 0 or self.left_out * _ONE_IN < self._shows.sum()
+
+    @property
+    def _shows(self) -> Array:
+        """Photographs (N,) bool that show the object."""
+        return np.array([view.mask.any() for view in self.result.views], bool)
 
 
 class Attempts:
@@ -58,7 +70,7 @@ class Attempts:
         if predictor.describer is not None:
             return self._attempt(job, first, last)
         alone = self._attempt(_decided(job, OFF, predictor.settings), first, last)
-        if alone.left_out == 0:
+        if alone.suffices:
             return alone
         self.reporter.info(
             f"{alone.left_out} of {len(job.sources)} photographs are left out; once more, with the descriptor network "

@@ -95,6 +95,14 @@ def test_the_first_attempt_stands_where_the_second_is_no_better(tmp_path: Path, 
     assert found.left_out == 1
 
 
+@pytest.mark.parametrize(("left_out", "of", "enough"), [(0, 3, True), (1, 20, False), (1, 21, True), (2, 40, False)])
+def test_one_photograph_of_many_is_not_worth_a_second_attempt(left_out: int, of: int, enough: bool) -> None:
+    views = [SimpleNamespace(mask=np.ones((2, 2), bool)) for _ in range(of)]
+    alignment = SimpleNamespace(registered=np.arange(of) >= left_out)
+    result = SimpleNamespace(views=views, alignment=alignment, reconstruction=None)
+    assert attempts.Attempt(job("off"), result).suffices == enough  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("descriptors", ["off", "packaged"])
 def test_what_was_asked_for_is_done_once(tmp_path: Path, outcomes: dict, descriptors: str) -> None:
     outcomes[descriptors] = ~FOUR

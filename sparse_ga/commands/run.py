@@ -103,7 +103,7 @@ def _nothing(out: Path) -> int:
     """Say that nothing was registered and what to do, in one line."""
     print(
         f"sparse-ga: no image could be registered; {out}: report.html says why for each; try photographs 15 to 25 "
-        "degrees apart, masks checked with `sparse-ga check`, --preset bare for little texture, or --predictor mast3r",
+        "degrees apart, masks checked with `sparse-ga check`, or --predictor mast3r",
         file=sys.stderr,
     )
     return NOTHING_REGISTERED
