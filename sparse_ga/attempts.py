@@ -2,7 +2,8 @@
 
 The network costs as much time again, and helps only where SIFT finds too little. So a job of the classical predictor
 with `forward.descriptors` auto begins without it, and asks it when of the photographs that show the object one in
-twenty or more are not tied in. Both attempts go through the same cache; what registers more photographs is kept.
+twenty or more are not tied in, or so loosely that their rotation is uncertain by more than a degree: a chain of weak
+pairs drifts. Both attempts go through the same cache; what ties in more photographs, or as many more firmly, is kept.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from sparse_ga.progress import Reporter
 from sparse_ga.stages.job import Job
 from sparse_ga.store import Store
 
-_ONE_IN = 20  # one photograph in this many, or more, left out: a second attempt
+_ONE_IN = 20  # one photograph in this many, or more, left out or loose: a second attempt
+_LOOSE_DEG = 1.0  # standard deviation of a photograph's rotation
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,21 +36,38 @@ class Attempt:
     @property
     def left_out(self) -> int:
         """Number of photographs that show the object and are not tied in; 0 before an alignment says so."""
-        if self.result.reconstruction is not None:
-            return int((self._shows & ~self.result.reconstruction.registered).sum())
-        if self.result.alignment is not None:
-            return int((self._shows & ~self.result.alignment.registered).sum())
-        return 0
+        return int((self._shows & ~self._registered).sum())
+
+    @property
+    def loose(self) -> int:
+        """Number of photographs whose rotation is uncertain by more than a degree."""
+        alignment = self.result.alignment
+        if alignment is None or len(alignment.uncertainty_deg) == 0:
+            return 0
+        return int((self._registered & (alignment.uncertainty_deg > _LOOSE_DEG)).sum())
 
     @property
     def suffices(self) -> bool:
-        """Whether fewer than one in twenty of the photographs that show the object are left out."""
-        return self.left_out == 0 or self.left_out * _ONE_IN < self._shows.sum()
+        """Whether fewer than one in twenty of the photographs that show the object are left out or loose."""
+        doubtful = self.left_out + self.loose
+        return doubtful == 0 or doubtful * _ONE_IN < self._shows.sum()
+
+    def is_better(self, other: Attempt) -> bool:
+        """Whether fewer photographs are left out than in another attempt, or as few and fewer are loose."""
+        return (self.left_out, self.loose) < (other.left_out, other.loose)
 
     @property
     def _shows(self) -> Array:
         """Photographs (N,) bool that show the object."""
         return np.array([view.mask.any() for view in self.result.views], bool)
+
+    @property
+    def _registered(self) -> Array:
+        """Photographs (N,) bool that are tied in, all of them where that is not known yet."""
+        for product in (self.result.reconstruction, self.result.alignment):
+            if product is not None:
+                return product.registered
+        return np.ones(len(self.result.views), bool)
 
 
 class Attempts:
@@ -73,13 +92,13 @@ class Attempts:
         if alone.suffices:
             return alone
         self.reporter.info(
-            f"{alone.left_out} of {len(job.sources)} photographs are left out; once more, with the descriptor network "
-            "where SIFT finds little"
+            f"of {len(job.sources)} photographs {alone.left_out} are left out and {alone.loose} loosely tied in; once "
+            "more, with the descriptor network where SIFT finds little"
         )
         both = self._attempt(_decided(job, PACKAGED, predictor.settings), first, last)
-        if both.left_out < alone.left_out:
+        if both.is_better(alone):
             return both
-        self.reporter.info("the descriptor network ties in no more of them; the first result stands")
+        self.reporter.info("the descriptor network does no better; the first result stands")
         self.begin(alone.job)
         return alone
 

@@ -23,7 +23,7 @@ from sparse_ga.stages.job import Job
 from sparse_ga.store import Store
 from sparse_ga.synthetic.scene import SceneConfig, make_scene
 
-FOUR = np.ones(4, bool)
+OUT, FIRM, LOOSE = -1.0, 0.2, 3.0  # a photograph is left out, or its rotation uncertain by so many degrees
 
 
 def job(descriptors: str, predictor: object | None = None) -> Job:
@@ -31,21 +31,26 @@ def job(descriptors: str, predictor: object | None = None) -> Job:
     return Job((None,) * 4, predictor or ClassicalPredictor(ClassicalSettings(min_inliers=25)), config)  # type: ignore[arg-type]
 
 
+def aligned(values: tuple[float, ...]) -> SimpleNamespace:
+    sigma = np.array(values)
+    return SimpleNamespace(registered=sigma > OUT, uncertainty_deg=sigma.clip(0))
+
+
 @pytest.fixture
-def outcomes(monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray | None]:
-    """Which of four photographs are registered, by `forward.descriptors`; None: before there is an alignment."""
-    found: dict[str, np.ndarray | None] = {"off": FOUR, "packaged": FOUR, "auto": FOUR}
+def outcomes(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[float, ...] | None]:
+    """What becomes of four photographs, by `forward.descriptors`; None: before there is an alignment."""
+    found: dict[str, tuple[float, ...] | None] = dict.fromkeys(("off", "packaged", "auto"), (FIRM,) * 4)
 
     class Pipeline:
         def __init__(self, chosen: Job, store: Store, reporter: Reporter) -> None:
             self.chosen = chosen
 
         def run(self, first: str | None, last: str | None) -> SimpleNamespace:
-            registered = found[self.chosen.config.forward.descriptors]
+            values = found[self.chosen.config.forward.descriptors]
             masks = [np.full((2, 2), n < 3) for n in range(4)]  # the last photograph does not show the object
             return SimpleNamespace(
                 views=[SimpleNamespace(mask=mask) for mask in masks],
-                alignment=None if registered is None else SimpleNamespace(registered=registered),
+                alignment=None if values is None else aligned(values),
                 reconstruction=None,
                 counts={"forward": StageCount(computed=6, seconds=2.0), "match": StageCount(reused=6, seconds=1.0)},
             )
@@ -63,7 +68,7 @@ def attempt(tmp_path: Path, asked: Job) -> tuple[attempts.Attempt, list[str], di
 
 
 def test_one_attempt_where_every_photograph_that_shows_the_object_is_tied_in(tmp_path: Path, outcomes: dict) -> None:
-    outcomes["off"] = np.array([True, True, True, False])
+    outcomes["off"] = (FIRM, FIRM, FIRM, OUT)
     found, begun, seconds = attempt(tmp_path, job("auto"))
     assert begun == ["off"]
     assert found.job.predictor.fingerprint == ClassicalPredictor(ClassicalSettings(min_inliers=25)).fingerprint
@@ -76,7 +81,7 @@ def test_nothing_is_decided_before_an_alignment(tmp_path: Path, outcomes: dict) 
 
 
 def test_the_second_attempt_stands_where_it_ties_in_more(tmp_path: Path, outcomes: dict) -> None:
-    outcomes["off"] = np.array([True, True, False, False])
+    outcomes["off"] = (FIRM, FIRM, OUT, OUT)
     found, begun, seconds = attempt(tmp_path, job("auto"))
     assert begun == ["off", "packaged"]
     assert found.job.config.forward.descriptors == "packaged"
@@ -87,8 +92,17 @@ def test_the_second_attempt_stands_where_it_ties_in_more(tmp_path: Path, outcome
     assert seconds == {"forward": 4.0}
 
 
+def test_a_second_attempt_stands_where_photographs_are_tied_in_more_firmly(tmp_path: Path, outcomes: dict) -> None:
+    outcomes["off"] = (LOOSE, LOOSE, LOOSE, OUT)
+    assert attempt(tmp_path, job("auto"))[0].job.config.forward.descriptors == "packaged"
+    outcomes["packaged"] = (FIRM, FIRM, OUT, OUT)  # but not where that costs a photograph
+    assert attempt(tmp_path, job("auto"))[0].job.config.forward.descriptors == "off"
+    outcomes["off"], outcomes["packaged"] = (FIRM, FIRM, OUT, OUT), (LOOSE, LOOSE, LOOSE, OUT)
+    assert attempt(tmp_path, job("auto"))[0].job.config.forward.descriptors == "packaged"
+
+
 def test_the_first_attempt_stands_where_the_second_is_no_better(tmp_path: Path, outcomes: dict) -> None:
-    outcomes["off"] = outcomes["packaged"] = np.array([True, True, False, False])
+    outcomes["off"] = outcomes["packaged"] = (FIRM, FIRM, OUT, OUT)
     found, begun, _ = attempt(tmp_path, job("auto"))
     assert begun == ["off", "packaged", "off"]
     assert found.job.config.forward.descriptors == "off"
@@ -98,19 +112,19 @@ def test_the_first_attempt_stands_where_the_second_is_no_better(tmp_path: Path, 
 @pytest.mark.parametrize(("left_out", "of", "enough"), [(0, 3, True), (1, 20, False), (1, 21, True), (2, 40, False)])
 def test_one_photograph_of_many_is_not_worth_a_second_attempt(left_out: int, of: int, enough: bool) -> None:
     views = [SimpleNamespace(mask=np.ones((2, 2), bool)) for _ in range(of)]
-    alignment = SimpleNamespace(registered=np.arange(of) >= left_out)
-    result = SimpleNamespace(views=views, alignment=alignment, reconstruction=None)
+    values = (OUT,) * left_out + (FIRM,) * (of - left_out)
+    result = SimpleNamespace(views=views, alignment=aligned(values), reconstruction=None)
     assert attempts.Attempt(job("off"), result).suffices == enough  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("descriptors", ["off", "packaged"])
 def test_what_was_asked_for_is_done_once(tmp_path: Path, outcomes: dict, descriptors: str) -> None:
-    outcomes[descriptors] = ~FOUR
+    outcomes[descriptors] = (OUT,) * 4
     assert attempt(tmp_path, job(descriptors))[1] == [descriptors]
 
 
 def test_other_predictors_get_one_attempt(tmp_path: Path, outcomes: dict) -> None:
-    outcomes["auto"] = ~FOUR
+    outcomes["auto"] = (OUT,) * 4
     assert attempt(tmp_path, job("auto", SimpleNamespace(fingerprint="own")))[1] == ["auto"]
 
 
