@@ -3,7 +3,8 @@
     train_descriptors.py render RUN --objects 1000          # optional: fill the pool ahead, in other processes
     train_descriptors.py train RUN --steps 3000 --minutes 60
     train_descriptors.py export RUN weights.safetensors
-    train_descriptors.py compare RUN                        # against RootSIFT inside the mask, unseen objects
+    train_descriptors.py compare RUN                        # against RootSIFT inside the mask, unseen objects; the
+                                                            # package's own weights where RUN has no checkpoint
     train_descriptors.py train RUN2 --start weights.safetensors   # a new schedule from exported weights
 
 A run resumes from RUN/last.safetensors and ends with the same weights as one that was never cut off.
@@ -18,6 +19,7 @@ from pathlib import Path
 import torch
 
 from sparse_ga.network.descriptor_cnn import DenseDescriptor, DescriptorCNN, DescriptorConfig
+from sparse_ga.predictors.loading import packaged_descriptors
 from sparse_ga.synthetic.procedural.pool import Pool, write_shard
 from sparse_ga.synthetic.procedural.scene import SceneConfig
 from sparse_ga.training.checkpoints import averaged_weights, export_weights
@@ -90,9 +92,12 @@ def compare(args: argparse.Namespace) -> None:
     from sparse_ga.predictors.described import FIRST_SIZE
     from sparse_ga.training.baselines import root_sift_matches
 
-    weights, config, step = _averaged(args.run)
-    model = DescriptorCNN(config)
-    model.load_state_dict(weights)
+    if (args.run / "last.safetensors").is_file():
+        weights, config, step = _averaged(args.run)
+        model = DescriptorCNN(config)
+        model.load_state_dict(weights)
+    else:
+        model, step = DenseDescriptor.load(args.start or packaged_descriptors()).model, None
     describer = DenseDescriptor(model, "compare")
     _, pool = _pools(args.run / "pool", args.pixels, args.views)
     pairs = unseen_pairs(pool, args.unseen)
@@ -129,7 +134,7 @@ def _arguments() -> argparse.Namespace:
         ("threads", 1, "threads of torch"),
     ):
         parser.add_argument(f"--{name}", type=int, default=value, help=text)
-    parser.add_argument("--start", type=Path, default=None, help="train: exported weights to start from")
+    parser.add_argument("--start", type=Path, default=None, help="train, compare: exported weights to start from")
     parser.add_argument("--objects-per-step", type=float, default=0.2, help="objects more that each step draws from")
     parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
     parser.add_argument("--minutes", type=float, default=None, help="stop after this long; run again to go on")
