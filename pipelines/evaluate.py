@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 import sparse_ga
+from sparse_ga.commands.jobs import parse_settings
 from sparse_ga.errors import InputError
 from sparse_ga.evaluation import CameraSet, evaluate_cameras
 from sparse_ga.products import Reconstruction
@@ -83,7 +84,7 @@ def reconstruct_set(args: argparse.Namespace) -> CameraSet:
         images,
         masks if masks.is_dir() and not args.no_masks else None,
         cache=args.out / "cache",
-        config=sparse_ga.load_config(args.preset),
+        config=sparse_ga.load_config(args.preset, parse_settings(args.set)),
         predictor=args.predictor,
         reporter=Reporter("silent" if args.json else "auto"),
     )
@@ -126,6 +127,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--no-masks", action="store_true", help="with --run: leave the masks out, to see what they do")
     parser.add_argument("--seed", type=int, default=0, help="with --background: which background")
     parser.add_argument("--preset", help="with --run: a preset, or a TOML file")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="with --run: section.field=value, over the preset",
+    )
     parser.add_argument(
         "--predictor", help="with --run: classical, compact, mast3r, a hub name, or a checkpoint's path"
     )

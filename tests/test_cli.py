@@ -18,8 +18,8 @@ from jsonschema import Draft202012Validator
 from PIL import Image
 
 import sparse_ga.commands.jobs
-import sparse_ga.commands.run
 import sparse_ga.commands.view
+import sparse_ga.pipeline
 from sparse_ga.cli import STAGES, main, make_parser
 from sparse_ga.config import load_config, preset_names
 from sparse_ga.errors import InputError
@@ -271,14 +271,14 @@ def test_an_object_that_cannot_be_used_leaves_the_others_alone(
         labels[8:24, 4:20] = 3
         labels[8:24, 26:44] = 7 * (n in (1, 2))
         Image.fromarray(labels).save(folder / "masks" / f"v{n}.png")
-    real = sparse_ga.commands.run.Pipeline.run
+    real = sparse_ga.pipeline.Pipeline.run
 
     def refuse(self: object, *arguments: object) -> object:
         if self.job.config.ingest.object_id == 3:  # type: ignore[attr-defined]
             raise InputError("cannot be used")
         return real(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sparse_ga.commands.run.Pipeline, "run", refuse)
+    monkeypatch.setattr(sparse_ga.pipeline.Pipeline, "run", refuse)
     assert run("--object", "all") == 0
     told = capsys.readouterr().err
     assert "object 3 left out: cannot be used" in told
