@@ -132,7 +132,7 @@ def parse_arguments() -> argparse.Namespace:
         action="append",
         default=[],
         metavar="FIELD=VALUE",
-        help="with --run: section.field=value, over the preset",
+        help="with --run: section.field=value",
     )
     parser.add_argument(
         "--predictor", help="with --run: classical, compact, mast3r, a hub name, or a checkpoint's path"
