@@ -1,8 +1,9 @@
 """Bundle adjustment of cameras and track points by pycolmap, kept only where it helps.
 
 A track says where its point is seen, and nothing of the depths that a view's matches with different partners share.
-Tracks of two views leave open how far a long lens turned about the object (the bas-relief ambiguity); the alignment,
-which had those depths, did not. Views that the tracks tell less about than the alignment take no part.
+Tracks of two views leave open how far a long lens turned about the object (the bas-relief ambiguity), and how long one
+pair's baseline is beside the next one's; the alignment, which had those depths, did not. Views whose rotation the
+tracks tell less about than the alignment take no part, and where many positions are open there is no adjustment.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ _MAX_SHIFT = 0.2
 _MAX_ZOOM = 1.25
 _SHARED_ROUNDS = 5
 _LESS_KNOWN = 3.0  # a rotation known worse than the alignment's by this factor takes no part
+_MOST_OPEN = 0.25  # share of the views whose positions, seen from the object, may be known worse by that factor
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,18 +64,18 @@ def adjust_bundle(rig: Rig, working_from_source: Array, tracks: TriangulatedTrac
     """Jointly refine poses, focal lengths and points; held poses and intrinsics stay, the principal point is fixed.
 
     The result is refused when the robust cost does not fall, or when a camera turns, moves or zooms so far that it
-    can only have come loose. Cameras with few observations, or that the tracks tell less about than the alignment,
-    are left out and carried along with the points. Runs on one thread, so that the result is the same every time. The
-    first camera that takes part keeps its pose, and the median depth of the observations its value, unless given poses
-    fix the frame.
+    can only have come loose, and nothing is adjusted where the tracks leave more than a quarter of the positions open.
+    Cameras with few observations, or whose rotation the tracks tell less about than the alignment, are left out and
+    carried along with the points. Runs on one thread, so that the result is the same every time. The first camera that
+    takes part keeps its pose, and the median depth of the observations its value, unless given poses fix the frame.
     """
     before = _rms_px(rig, tracks.obs, tracks.points)
     chosen = _choose_tracks(tracks)
     if len(chosen.points) < _MIN_OBSERVATIONS or rig.registered.sum() < 2:
         return Adjustment(rig, False, "too few tracks", before, before)
-    firm = _firm_views(rig, working_from_source, chosen, loss_px)
+    firm, adrift = _firm_views(rig, working_from_source, chosen, loss_px)
     chosen = _among(chosen, firm)
-    if len(chosen.points) < _MIN_OBSERVATIONS or firm.sum() < 2:
+    if len(chosen.points) < _MIN_OBSERVATIONS or firm.sum() < 2 or adrift:
         return Adjustment(rig, False, "the tracks tell less than the alignment", before, before)
     problem = _make_problem(rig, working_from_source, chosen, firm)
     model = build_model(problem.cameras, problem.obs, problem.points)
@@ -118,20 +120,23 @@ def _with_observations(tracks: TriangulatedTracks, keep: Array) -> TriangulatedT
     return TriangulatedTracks(tracks.obs.select(keep), tracks.points[rows], tracks.covariance[rows], tracks.rejected)
 
 
-def _firm_views(rig: Rig, working_from_source: Array, tracks: TriangulatedTracks, loss_px: float) -> Array:
+def _firm_views(rig: Rig, working_from_source: Array, tracks: TriangulatedTracks, loss_px: float) -> tuple[Array, bool]:
     """Registered views (N,) bool with enough observations, whose rotation the tracks tell about as well as the
-    alignment did, or whose pose is held."""
+    alignment did, or whose pose is held; and whether the tracks leave the positions of so many open that they drift.
+
+    A view alone whose distance is open stays where it is along it; chains of views move as a whole.
+    """
     count = np.bincount(tracks.obs.view_index, minlength=len(rig.registered))
     firm = rig.registered & (rig.held_pose | (count >= _MIN_OBSERVATIONS))
     tracks = _among(tracks, firm)
     if firm.sum() < 3 or not len(tracks.points) or not (rig.rotation_sigma_deg[firm] > 0).any():
-        return firm
+        return firm, False
     problem = _make_problem(rig, working_from_source, tracks, firm)
-    sigma = rotation_sigma_deg(problem, rig, loss_px)
-    known = rig.rotation_sigma_deg[problem.views]
-    less = (known > 0) & (sigma > _LESS_KNOWN * known) & ~rig.held_pose[problem.views]
-    firm[problem.views[less]] = False
-    return firm
+    sigma = pose_sigma_deg(problem, rig, loss_px)
+    known = rig.rotation_sigma_deg[problem.views][:, None]
+    less = (known > 0) & (sigma > _LESS_KNOWN * known) & ~rig.held_pose[problem.views][:, None]  # (R, 2)
+    firm[problem.views[less[:, 0]]] = False
+    return firm, bool(less[:, 1].mean() > _MOST_OPEN)
 
 
 def _make_problem(rig: Rig, working_from_source: Array, tracks: TriangulatedTracks, part: Array) -> _Problem:
@@ -200,10 +205,12 @@ def _errors_only() -> Iterator[None]:
         pycolmap.logging.minloglevel = level
 
 
-def rotation_sigma_deg(problem: _Problem, rig: Rig, loss_px: float) -> Array:
-    """One standard deviation (R,) of every view's rotation beside the turn that all share, degrees, by the tracks.
+def pose_sigma_deg(problem: _Problem, rig: Rig, loss_px: float) -> Array:
+    """One standard deviation of every view's rotation, and of its position as seen from the object, (R, 2) degrees, by
+    the tracks; beside the similarity that all views share.
 
-    For residuals that scatter as `loss_px` says; inf where the tracks leave some camera entirely open.
+    For residuals that scatter as `loss_px` says; inf where the tracks leave some camera entirely open. Positions can
+    be open where rotations are not: tracks of two views do not tell how long a baseline is beside the next one.
     """
     model = build_model(problem.cameras, problem.obs, problem.points)
     options = pycolmap.BACovarianceOptions(params=pycolmap.BACovarianceOptionsParams.POSES)
@@ -211,22 +218,75 @@ def rotation_sigma_deg(problem: _Problem, rig: Rig, loss_px: float) -> Array:
         found = pycolmap.estimate_ba_covariance(options, model, _adjuster(model, problem, rig, loss_px))
     count = len(problem.views)
     if found is None:
-        return np.full(count, np.inf)
-    world_from_cam = np.swapaxes(rig.cam_from_world[problem.views, :3, :3], 1, 2)
-    covariance = np.zeros((count, count, 3, 3))  # of turns in the world's axes; 0 for the camera that is fixed
+        return np.full((count, 2), np.inf)
+    cam_from_world = rig.cam_from_world[problem.views]
+    moves, shared = _camera_moves(cam_from_world, np.median(problem.points, axis=0))
+    free = _free_increments(found, cam_from_world)
+    covariance = np.zeros((count, 6, count, 6))  # 0 for a camera that is held
     for i in range(count):
         for j in range(count):
             block = found.get_cam_cross_cov_from_world(i + 1, j + 1)
             if block is not None:
-                covariance[i, j] = world_from_cam[i] @ block[:3, :3] @ world_from_cam[j].T
-    traces = np.einsum("ijkk->ij", covariance)  # (R, R)
-    weight = np.full(count, 1.0 / count)
-    for _ in range(_SHARED_ROUNDS):  # the turn that all share, ever less by those that are hardly known
-        shared = traces @ weight
-        variance = np.maximum(np.diag(traces) - 2 * shared + weight @ shared, 1e-18)
-        weight = 1 / variance / (1 / variance).sum()
-    # Ceres's increment of a quaternion is half the turn
-    return np.degrees(2 * np.sqrt(variance)) * loss_px / LOSS_SIGMAS
+                covariance[i, :, j] = moves[i][:, free[i]] @ block @ moves[j][:, free[j]].T
+    variance = _variance_beside(covariance.reshape(6 * count, 6 * count), shared.reshape(6 * count, -1))
+    return np.degrees(np.sqrt(variance.reshape(count, 2, 3).sum(2))) * loss_px / LOSS_SIGMAS
+
+
+def _free_increments(found: Any, cam_from_world: Array) -> list[list[int]]:
+    """Which of its six increments, turn and shift, COLMAP leaves each camera.
+
+    None to the camera that fixes the gauge; to the second one not the shift along the axis of the first camera's frame
+    that lies closest to their baseline, which fixes the scale.
+    """
+    blocks = [found.get_cam_cross_cov_from_world(n + 1, n + 1) for n in range(len(cam_from_world))]
+    sizes = [0 if block is None else len(block) for block in blocks]
+    fixed = next((n for n, size in enumerate(sizes) if size == 0), 0)
+    free = []
+    for n, size in enumerate(sizes):
+        baseline = (cam_from_world[fixed] @ inverse(cam_from_world[n]))[:3, 3]
+        along = 3 + int(np.abs(baseline).argmax())
+        free.append([k for k in range(6) if size == 6 or (size == 5 and k != along)])
+    return free
+
+
+def _camera_moves(cam_from_world: Array, middle: Array) -> tuple[Array, Array]:
+    """What Ceres's increments do to a camera, (R, 6, 6), and what a similarity of the world does to it, (R, 6, 7).
+
+    A camera's six: its turn, and the way of its centre divided by the distance to `middle` (3,), in the world's axes.
+    """
+    world_from_cam = np.swapaxes(cam_from_world[:, :3, :3], 1, 2)
+    centre = -np.einsum("rij,rj->ri", world_from_cam, cam_from_world[:, :3, 3])
+    distance = np.linalg.norm(centre - middle, axis=1)[:, None, None]
+    moves = np.zeros((len(centre), 6, 6))
+    moves[:, :3, :3] = -2 * world_from_cam  # the increment of cam_from_world's quaternion is half the turn
+    moves[:, 3:, :3] = -2 * world_from_cam @ _cross(cam_from_world[:, :3, 3]) / distance
+    moves[:, 3:, 3:] = -world_from_cam / distance
+    shared = np.zeros((len(centre), 6, 7))
+    shared[:, :3, :3] = np.eye(3)
+    shared[:, 3:, :3] = -_cross(centre - middle) / distance
+    shared[:, 3:, 3:6] = np.eye(3) / distance
+    shared[:, 3:, 6] = (centre - middle) / distance[:, 0]
+    return moves, shared
+
+
+def _cross(vectors: Array) -> Array:
+    """Matrices (R, 3, 3) of the cross products with vectors (R, 3)."""
+    return np.cross(np.eye(3), vectors[:, None])
+
+
+def _variance_beside(covariance: Array, shared: Array) -> Array:
+    """Variances (6 R,) of what is left when a common move, a column combination of `shared` (6 R, 7), is taken out.
+
+    Cameras that are less known than most count the less for the common move.
+    """
+    weight = np.ones(len(covariance))
+    for _ in range(_SHARED_ROUNDS):
+        weighted = shared.T * weight  # (7, 6 R)
+        left = np.eye(len(covariance)) - shared @ np.linalg.lstsq(weighted @ shared, weighted, rcond=None)[0]
+        variance = np.maximum(np.diag(left @ covariance @ left.T), 1e-18)
+        total = variance.reshape(-1, 6).sum(1)
+        weight = np.repeat(np.minimum(np.median(total) / total, 1.0), 6)
+    return variance
 
 
 def _read_back(model: Any, problem: _Problem, rig: Rig) -> tuple[Rig, Array]:

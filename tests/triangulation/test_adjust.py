@@ -9,6 +9,7 @@ import pytest
 from balls import ball_views
 
 from sparse_ga.geometry import transforms
+from sparse_ga.geometry.transforms import apply, similarity_from_points
 from sparse_ga.geometry.triangulation import Observations, residuals
 from sparse_ga.products import Array
 from sparse_ga.triangulation.adjust import (
@@ -17,7 +18,7 @@ from sparse_ga.triangulation.adjust import (
     _turns_deg,
     _with_observations,
     adjust_bundle,
-    rotation_sigma_deg,
+    pose_sigma_deg,
 )
 from sparse_ga.triangulation.sparse import residual_sigma_px
 from sparse_ga.triangulation.tracks import TriangulatedTracks, triangulate_tracks
@@ -137,17 +138,38 @@ def test_too_few_tracks_change_nothing() -> None:
     np.testing.assert_array_equal(rig.world_from_cam, disturbed().world_from_cam)
 
 
-def test_the_uncertainty_of_rotations_is_that_of_their_errors() -> None:
-    exact, noise, errors = candidates(0.0), 0.1, []
+def test_the_uncertainty_of_poses_is_that_of_their_errors() -> None:
+    exact, noise, turns, shifts = candidates(0.0), 0.1, [], []
     for seed in range(30):
         xy = exact.xy + noise * np.random.default_rng(seed).normal(size=exact.xy.shape)
         tracks = triangulate_tracks(TRUE.projection, replace(exact, xy=xy), 6.0, 1.5)
-        errors.append(_turns_deg(TRUE, adjust_bundle(TRUE, SAME, tracks, LOSS_SIGMAS * noise).rig))
+        found = adjust_bundle(TRUE, SAME, tracks, LOSS_SIGMAS * noise).rig
+        turns.append(_turns_deg(TRUE, found))
+        true_from_found, valid = similarity_from_points(TRUE.centers, found.centers)
+        assert valid
+        shift = np.linalg.norm(apply(true_from_found, found.centers) - TRUE.centers, axis=1)
+        shifts.append(np.degrees(shift / np.linalg.norm(TRUE.centers, axis=1)))
     problem = _make_problem(TRUE, SAME, tracks, TRUE.registered)
-    told = rotation_sigma_deg(problem, TRUE, LOSS_SIGMAS * noise)
-    np.testing.assert_allclose(told, np.sqrt(np.square(errors).mean(0)), rtol=0.35)
-    halved = rotation_sigma_deg(problem, TRUE, LOSS_SIGMAS * noise / 2)
+    told = pose_sigma_deg(problem, TRUE, LOSS_SIGMAS * noise)
+    for column, errors in enumerate((turns, shifts)):
+        np.testing.assert_allclose(told[:, column], np.sqrt(np.square(errors).mean(0)), rtol=0.4)
+    halved = pose_sigma_deg(problem, TRUE, LOSS_SIGMAS * noise / 2)
     assert (halved < told).all()
+
+
+@pytest.mark.parametrize("every", [1000, 60])
+def test_a_chain_of_tracks_of_two_views_leaves_baselines_open_and_the_cameras_alone(every: int) -> None:
+    """Every so many points are seen by all views that face them, the others by two neighbours."""
+    tracks = triangulate_tracks(TRUE.projection, candidates(0.3), 6.0, 1.5)
+    point, view = tracks.obs.point_index, tracks.obs.view_index
+    keep = (view == point % 7) | (view == point % 7 + 1) | (point % every == every - 1)
+    chain = _with_observations(tracks, keep & (np.bincount(point, keep)[point] >= 2))
+    rig = replace(disturbed(), rotation_sigma_deg=np.full(8, 0.5))
+    sigma = pose_sigma_deg(_make_problem(rig, SAME, chain, rig.registered), rig, LOSS_SIGMAS * 0.3)
+    assert sigma[:, 1].max() > 3 * 0.5
+    result = adjust_bundle(rig, SAME, chain, LOSS_SIGMAS * 0.3)
+    assert result.status == "the tracks tell less than the alignment"
+    np.testing.assert_array_equal(result.rig.world_from_cam, rig.world_from_cam)
 
 
 def loosely_told(noise: float) -> TriangulatedTracks:
@@ -181,7 +203,7 @@ def test_cameras_that_share_no_track_are_left_alone_in_silence(capfd: pytest.Cap
     keep = side == (point % 2 == 0)
     apart = _with_observations(tracks, keep & (np.bincount(point, keep)[point] >= 2))
     rig = replace(disturbed(), rotation_sigma_deg=np.full(8, 0.3))
-    sigma = rotation_sigma_deg(_make_problem(rig, SAME, apart, rig.registered), rig, 1.0)
+    sigma = pose_sigma_deg(_make_problem(rig, SAME, apart, rig.registered), rig, 1.0)
     assert not np.isfinite(sigma).any()
     result = adjust_bundle(rig, SAME, apart, 1.0)
     np.testing.assert_array_equal(result.rig.world_from_cam, rig.world_from_cam)
