@@ -2,8 +2,9 @@
 
 The network costs as much time again, and helps only where SIFT finds too little. So a job of the classical predictor
 with `forward.descriptors` auto begins without it, and asks it when of the photographs that show the object one in
-twenty or more are not tied in, or so loosely that their rotation is uncertain by more than a degree: a chain of weak
-pairs drifts. Both attempts go through the same cache; what ties in more photographs, or as many more firmly, is kept.
+twenty or more are not tied in, or so loosely that their rotation is uncertain by more than half a degree: a chain of
+weak pairs drifts. Both attempts go through the same cache; what ties in more photographs, or as many more firmly, is
+kept.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from sparse_ga.stages.job import Job
 from sparse_ga.store import Store
 
 _ONE_IN = 20  # one photograph in this many, or more, left out or loose: a second attempt
-_LOOSE_DEG = 1.0  # standard deviation of a photograph's rotation
+_LOOSE_DEG = 0.5  # standard deviation of a photograph's rotation
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,7 @@ class Attempt:
 
     @property
     def loose(self) -> int:
-        """Number of photographs whose rotation is uncertain by more than a degree."""
+        """Number of photographs whose rotation is uncertain by more than half a degree."""
         alignment = self.result.alignment
         if alignment is None or len(alignment.uncertainty_deg) == 0:
             return 0
