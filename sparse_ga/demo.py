@@ -25,9 +25,7 @@ from sparse_ga.progress import Reporter
 from sparse_ga.synthetic.scene import SceneConfig, SyntheticScene, make_scene
 
 DEMO_SCENE = SceneConfig(shape="mug", views=16, seed=4, focal_px=420.0, elevations_deg=(28.0,))  # a telephone's lens
-DEMO_SETTINGS: dict[str, dict[str, str]] = {
-    "forward": {"descriptors": "off"}
-}  # the mug has texture enough: one attempt
+DEMO_SETTINGS = {"forward": {"descriptors": "off"}}  # one attempt: the mug has texture enough
 _MASK_MARGIN = 0.01  # of the image's long side: how far a point may miss the true mask before it is off the object
 
 

@@ -282,8 +282,11 @@ def _variance_beside(covariance: Array, shared: Array) -> Array:
     weight = np.ones(len(covariance))
     for _ in range(_SHARED_ROUNDS):
         weighted = shared.T * weight  # (7, 6 R)
-        left = np.eye(len(covariance)) - shared @ np.linalg.lstsq(weighted @ shared, weighted, rcond=None)[0]
-        variance = np.maximum(np.diag(left @ covariance @ left.T), 1e-18)
+        fit = np.linalg.lstsq(weighted @ shared, weighted, rcond=None)[0]  # (7, 6 R), from moves to the common one
+        crossed = fit @ covariance  # (7, 6 R)
+        common = shared @ (crossed @ fit.T)
+        variance = np.diag(covariance) - 2 * (shared * crossed.T).sum(1) + (common * shared).sum(1)
+        variance = np.maximum(variance, 1e-18)
         total = variance.reshape(-1, 6).sum(1)
         weight = np.repeat(np.minimum(np.median(total) / total, 1.0), 6)
     return variance
