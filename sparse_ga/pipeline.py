@@ -197,11 +197,13 @@ class Pipeline:
         self.reporter.info(
             "calibrate: too few photographs agree on a focal length; reconstructing from several guesses instead"
         )
-        best = min(
-            (self._reconstructed(views, pair_list, guess) for guess in calibrate.starts(views, voted)),
-            key=lambda found: found.rank,
-        )
-        best = min(best, self._reconstructed(views, pair_list, best.calibration), key=lambda found: found.rank)
+        first = [self._reconstructed(views, pair_list, guess) for guess in calibrate.starts(views, voted)]
+        again: list[Reconstructed] = []  # from what the first ones have found, for that is where the run will start
+        for found in sorted(first, key=lambda found: found.rank):
+            if again and min(one.rank for one in again) <= found.rank:
+                break
+            again.append(self._reconstructed(views, pair_list, found.calibration))
+        best = min(again, key=lambda found: found.rank)
         unknown = best.calibration.focal_px[~voted.sufficient]
         self.reporter.info(f"calibrate: focal length {unknown[0]:.0f} working px")
         return best.calibration

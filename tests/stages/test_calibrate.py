@@ -11,13 +11,19 @@ import pytest
 from sparse_ga.api import reconstruct
 from sparse_ga.config import make_config
 from sparse_ga.evaluation import CameraSet, evaluate_cameras
+from sparse_ga.pairs import Pair
+from sparse_ga.pipeline import Pipeline
+from sparse_ga.predictors.classical import ClassicalPredictor
 from sparse_ga.products import Alignment, View
 from sparse_ga.stages import calibrate
-from sparse_ga.stages.calibrate import Calibration
+from sparse_ga.stages.calibrate import Calibration, Reconstructed
+from sparse_ga.stages.job import Job
+from sparse_ga.store import Store
 from sparse_ga.synthetic.scene import make_scene
 from sparse_ga.synthetic.scene_config import SceneConfig
 
 SIDE = 64
+UNDECIDED = np.zeros(3, bool)
 
 
 def views(count: int = 3) -> list[View]:
@@ -69,12 +75,34 @@ def test_more_views_count_before_smaller_residuals() -> None:
     np.testing.assert_array_equal(failed.calibration.focal_px, 80.0)
 
 
+def test_a_focal_length_is_believed_by_the_reconstruction_that_starts_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first guess ties in the most and ends where nothing holds together; the second ends where all do."""
+    first, second = (start.focal_px[0] for start in calibrate.starts(views(), Calibration(np.zeros(3), UNDECIDED))[1:])
+    outcomes = {0.0: (1, 9.0, 0.0), first: (3, 5.0, 60.0), second: (2, 4.0, 80.0), 60.0: (0, np.inf, 60.0)}
+    outcomes |= {80.0: (3, 4.0, 81.0)}
+    asked = []
+
+    def reconstructed(self: Pipeline, views: list[View], pairs: list[Pair], guess: Calibration) -> Reconstructed:
+        asked.append(guess.focal_px[0])
+        registered, cost, focal = outcomes[asked[-1]]
+        return Reconstructed(replace(guess, focal_px=np.full(3, focal)), registered, cost)
+
+    monkeypatch.setattr(Pipeline, "_reconstructed", reconstructed)
+    pipeline = Pipeline(Job((), ClassicalPredictor(), make_config({})), Store(tmp_path))
+    found = pipeline._calibrate_by_reconstruction(views(), [], Calibration(np.zeros(3), UNDECIDED))
+    assert asked == [0.0, first, second, 60.0, 80.0]
+    assert found.focal_px[0] == 81.0
+
+
 @pytest.mark.slow
 def test_a_long_lens_is_found_without_triplets(tmp_path: Path) -> None:
     """Nine views 40 degrees apart, at 3.9 times the long side: no point is seen in three views often enough."""
     scene = make_scene(SceneConfig(shape="blob", seed=7, views=9, focal_px=2000, object_share=0.1, background="black"))
     scene.write(tmp_path)
-    found = reconstruct(tmp_path / "images", tmp_path / "masks", cache=tmp_path / "cache")
+    alone = {"forward": {"descriptors": "off"}}
+    found = reconstruct(tmp_path / "images", tmp_path / "masks", cache=tmp_path / "cache", config=alone)
     truth = CameraSet.known(found.names, scene.world_from_cam, scene.intrinsics)
     metrics = evaluate_cameras(CameraSet(found.names, found.registered, found.world_from_cam, found.intrinsics), truth)
     assert metrics.auc30 > 97
