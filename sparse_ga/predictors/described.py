@@ -44,7 +44,7 @@ class DenseSettings:
     """Of those, as many must agree with one epipolar geometry."""
     enough_share: float = 0.4
     """Or as many of all reciprocal matches: parts that repeat, such as legs, bring wrong matches that agree with their
-    neighbours, but wrong geometries find a third of all matches at most."""
+    neighbours; on rendered objects wrong geometries found a third of all matches at most."""
     min_matches: int = 60
     min_angle_deg: float = 5.0
     """Median triangulation angle: matches a few pixels off tell no pose from less parallax."""

@@ -228,6 +228,8 @@ def pose_sigma_deg(problem: _Problem, rig: Rig, loss_px: float) -> Array:
             block = found.get_cam_cross_cov_from_world(i + 1, j + 1)
             if block is not None:
                 covariance[i, :, j] = moves[i][:, free[i]] @ block @ moves[j][:, free[j]].T
+    if not (np.isfinite(covariance).all() and np.isfinite(shared).all()):
+        return np.full((count, 2), np.inf)
     variance = _variance_beside(covariance.reshape(6 * count, 6 * count), shared.reshape(6 * count, -1))
     return np.degrees(np.sqrt(variance.reshape(count, 2, 3).sum(2))) * loss_px / LOSS_SIGMAS
 
