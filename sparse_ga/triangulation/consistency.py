@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparse_ga.geometry.cameras import pixel_grid, rays
+from sparse_ga.geometry.cameras import rays
 from sparse_ga.products import Array
 from sparse_ga.triangulation.depth import DepthView
 
@@ -50,21 +50,21 @@ def depth_normals(view: DepthView) -> Array:
 
     A pixel without two valid neighbours on an axis takes the direction of its ray.
     """
-    depth = np.pad(view.depth.astype(np.float64), 2)
     fx, fy = view.intrinsics[0, 0], view.intrinsics[1, 1]
-    height, width = view.depth.shape
-    core = depth[2:-2, 2:-2]
-    grid = pixel_grid(height, width)
-    ray = rays(view.intrinsics, grid.reshape(-1, 2)).reshape(height, width, 3)
-    slope_x, ok_x = _slope(depth[2:-2, 4:], core, depth[2:-2, :-4])
-    slope_y, ok_y = _slope(depth[4:, 2:-2], core, depth[:-4, 2:-2])
+    padded = np.pad(view.depth.astype(np.float64), 2)
+    flat, width = padded.reshape(-1), padded.shape[1]
+    row, column = np.nonzero(view.valid)
+    at = (row + 2) * width + column + 2
+    here = flat[at]
+    ray = rays(view.intrinsics, view.pixels())
+    slope_x, ok_x = _slope(flat[at + 2], here, flat[at - 2])
+    slope_y, ok_y = _slope(flat[at + 2 * width], here, flat[at - 2 * width])
     # tangents: d(z ray)/dx = z_x ray + z e_x / f
-    tangent_x = slope_x[..., None] * ray + core[..., None] * np.array([1 / fx, 0, 0])
-    tangent_y = slope_y[..., None] * ray + core[..., None] * np.array([0, 1 / fy, 0])
-    normal = np.cross(tangent_y, tangent_x)
-    normal = np.where((ok_x & ok_y)[..., None], normal, -ray)[view.valid]
+    tangent_x = slope_x[:, None] * ray + here[:, None] * np.array([1 / fx, 0, 0])
+    tangent_y = slope_y[:, None] * ray + here[:, None] * np.array([0, 1 / fy, 0])
+    normal = np.where((ok_x & ok_y)[:, None], np.cross(tangent_y, tangent_x), -ray)
     normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-300)
-    facing = (normal * ray[view.valid]).sum(1, keepdims=True) < 0
+    facing = (normal * ray).sum(1, keepdims=True) < 0
     return np.where(facing, normal, -normal)
 
 

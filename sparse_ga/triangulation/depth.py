@@ -9,7 +9,7 @@ import numpy as np
 from scipy.sparse import coo_matrix, csc_matrix, diags
 from scipy.sparse.linalg import spsolve
 
-from sparse_ga.geometry.cameras import pixel_grid, rays
+from sparse_ga.geometry.cameras import rays
 from sparse_ga.products import Array, CanonicalView
 from sparse_ga.triangulation.silhouettes import Hull, hull_front
 from sparse_ga.triangulation.tracks import TriangulatedTracks
@@ -47,10 +47,14 @@ class DepthView:
         """(4, 4)."""
         return np.linalg.inv(self.world_from_cam)
 
+    def pixels(self) -> Array:
+        """Centres (F, 2) float64 of the valid pixels, (x, y), in row order."""
+        row, column = np.nonzero(self.valid)
+        return np.stack([column, row], 1).astype(np.float64)
+
     def world_points(self) -> Array:
         """World points (F, 3) of the valid pixels, in row order."""
-        xy = pixel_grid(*self.depth.shape)[self.valid]
-        cam = rays(self.intrinsics, xy) * self.depth[self.valid][:, None]
+        cam = rays(self.intrinsics, self.pixels()) * self.depth[self.valid][:, None]
         return cam @ self.world_from_cam[:3, :3].T + self.world_from_cam[:3, 3]
 
 

@@ -43,9 +43,9 @@ def test_the_plain_search_is_right_across_blocks(benchmark: ModuleType, monkeypa
     np.testing.assert_array_equal(found.numpy(), (queries @ rows.T).argmax(1))
 
 
-@pytest.mark.slow
+@pytest.mark.bars
 def test_several_times_faster_than_the_plain_algorithm(benchmark: ModuleType) -> None:
-    """At half the size of the issue's pair, with room for a busy machine; the figures proper come from the script."""
+    """At half the size of the script's own pair. A bar, since beside another test its seconds say little."""
     result = benchmark.benchmark_matching(0, height=192, width=256, repeats=3)
     assert result.identical_everything
     assert result.identical_foreground

@@ -209,13 +209,23 @@ print(json.dumps(dict(
 """
 
 
-@pytest.mark.slow
-def test_a_hundred_views_cost_a_minute_and_three_gigabytes() -> None:
-    script = _HUNDRED_VIEWS.format(tests=str(Path(__file__).parent))  # a process of its own: memory is a process's
+@pytest.fixture(scope="module")
+def hundred_views() -> dict[str, float]:
+    """What fusing a hundred views found and cost, in a process of its own: memory is a process's."""
+    script = _HUNDRED_VIEWS.format(tests=str(Path(__file__).parent))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["share"] == pytest.approx(0.25, abs=0.01)
-    assert found["points"] > 100_000
-    assert found["error"] < 0.002
-    assert found["seconds"] < 60
-    assert found["peak_kib"] < 3e6
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_a_hundred_views_cost_three_gigabytes(hundred_views: dict[str, float]) -> None:
+    assert hundred_views["share"] == pytest.approx(0.25, abs=0.01)
+    assert hundred_views["points"] > 100_000
+    assert hundred_views["error"] < 0.002
+    assert hundred_views["peak_kib"] < 3e6
+
+
+@pytest.mark.bars
+def test_a_hundred_views_cost_a_minute(hundred_views: dict[str, float]) -> None:
+    """Processor time; yet a neighbour on a shared core lengthens that too, so a bar for an idle machine."""
+    assert hundred_views["seconds"] < 60
