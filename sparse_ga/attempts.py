@@ -27,6 +27,11 @@ _ONE_IN = 20  # one photograph in this many, or more, left out or loose: a secon
 _LOOSE_DEG = 0.5  # standard deviation of a photograph's rotation
 
 
+def is_worth_another(doubtful: int, photographs: int) -> bool:
+    """Whether as many as one in twenty of the photographs are doubtful: left out, or loosely tied in."""
+    return doubtful > 0 and doubtful * _ONE_IN >= photographs
+
+
 @dataclass(frozen=True, eq=False)
 class Attempt:
     """A job as it was run, and what came out."""
@@ -50,8 +55,7 @@ class Attempt:
     @property
     def suffices(self) -> bool:
         """Whether fewer than one in twenty of the photographs that show the object are left out or loose."""
-        doubtful = self.left_out + self.loose
-        return doubtful == 0 or doubtful * _ONE_IN < self._shows.sum()
+        return not is_worth_another(self.left_out + self.loose, int(self._shows.sum()))
 
     def is_better(self, other: Attempt) -> bool:
         """Whether fewer photographs are left out than in another attempt, or as few and fewer are loose."""

@@ -26,7 +26,7 @@ EXIT_CODES = """exit codes:
   0    done
   1    an error in the program itself; please report it with the traceback
   2    the command, a photograph, a mask or a setting cannot be used; the message says which and how to mend it
-  3    done, but no image could be registered
+  3    done, but no image could be registered (match: no usable matches)
   4    the disk is full, or a folder cannot be written; the cache is intact
   130  stopped by Ctrl-C; the same command goes on where it stopped"""
 

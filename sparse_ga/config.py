@@ -78,7 +78,8 @@ class ForwardConfig:
     descriptors: Annotated[str, BeforeValidator(lambda value: "off" if value is None else value)] = "auto"
     """Descriptor network of the classical predictor, for pairs on which SIFT finds no pose or a weak one: packaged (the
     weights that come with this package), a file that pipelines/train_descriptors.py exported, or off (SIFT alone).
-    auto: SIFT alone, and once more with packaged where it leaves out, or ties in loosely, one photograph in twenty."""
+    auto: SIFT alone, and once more with packaged where it leaves out, or ties in loosely, one photograph in twenty (in
+    `match`: where it refuses the pair)."""
     device: str = field(default="auto", metadata=_RUNTIME)
     """auto, cpu, cuda, cuda:N or mps."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

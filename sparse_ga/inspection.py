@@ -11,6 +11,7 @@ import numpy as np
 
 from sparse_ga.config import Config
 from sparse_ga.errors import InputError
+from sparse_ga.predictors.loading import AUTO, OFF
 from sparse_ga.products import Array, View
 from sparse_ga.stages import ingest
 from sparse_ga.stages.ingest import Source
@@ -64,7 +65,7 @@ def inspect(sources: Sequence[Source], config: Config, advance: Callable[[], Non
         except InputError as error:
             findings.append(Finding("error", source.name, str(error)))
         advance()
-    findings += _mask_findings(facts) + _picture_findings(facts) + _duplicates(facts) + _set_findings(facts)
+    findings += _mask_findings(facts) + _picture_findings(facts) + _duplicates(facts) + _set_findings(facts, config)
     order = {"error": 0, "warning": 1, "note": 2}
     return sorted(findings, key=lambda finding: order[finding.severity])
 
@@ -158,7 +159,7 @@ def _pairs_to_match(count: int) -> list[tuple[int, int]]:
     return [(i, j) for i in range(count) for j in range(i + 1, min(count, i + reach))]
 
 
-def _set_findings(facts: Sequence[PhotographFacts]) -> list[Finding]:
+def _set_findings(facts: Sequence[PhotographFacts], config: Config) -> list[Finding]:
     """Overlap by feature matches, and photographs of several sizes."""
     findings = []
     sizes = {item.view.source_size for item in facts}
@@ -168,14 +169,25 @@ def _set_findings(facts: Sequence[PhotographFacts]) -> list[Finding]:
     if len(facts) < 2:
         return findings
     best = best_match_counts([item.view for item in facts])
+    severity, advice = _on_few_matches(int((best < _MIN_MATCHES).sum()), len(facts), config)
     for item, count in zip(facts, best, strict=True):
         if count < _MIN_MATCHES:
-            text = (
-                f"at most {count} features match any other photograph; add views in between, or try another predictor"
-            )
-            findings.append(Finding("warning", item.view.name, text))
+            text = f"at most {count} features match any other photograph; {advice}"
+            findings.append(Finding(severity, item.view.name, text))
     text = f"a typical photograph shares {int(np.median(best))} features with the one most like it"
     return [*findings, Finding("note", "", text)]
+
+
+def _on_few_matches(weak: int, photographs: int, config: Config) -> tuple[Severity, str]:
+    """How bad it is that SIFT finds little on `weak` of the photographs, and what to do: a run may ask the network."""
+    from sparse_ga.attempts import is_worth_another
+
+    descriptors = config.forward.descriptors
+    if config.predictor != "classical":
+        return "warning", "add views in between, or try another predictor"
+    if descriptors == OFF or (descriptors == AUTO and not is_worth_another(weak, photographs)):
+        return "warning", "add views in between, or ask the descriptor network: --set forward.descriptors=packaged"
+    return "note", "SIFT finds little here, and the descriptor network will be asked"
 
 
 def best_match_counts(views: Sequence[View]) -> Array:

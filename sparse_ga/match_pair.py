@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,8 @@ from sparse_ga.io.cameras_file import GivenCamera
 from sparse_ga.matching import verify_matches
 from sparse_ga.matching.coarse_to_fine import Photograph, refine_matches
 from sparse_ga.predictors.base import Calibrator, FeaturePredictor, Features, PairPredictor
-from sparse_ga.predictors.loading import load_predictor
+from sparse_ga.predictors.classical import ClassicalPredictor
+from sparse_ga.predictors.loading import AUTO, PACKAGED, load_describer, load_predictor
 from sparse_ga.products import Array, PairMatches, VerifiedMatches, View
 from sparse_ga.stages import calibrate, forward, ingest, match
 
@@ -24,6 +25,7 @@ class MatchedPair:
     view_i: View
     view_j: View
     verified: VerifiedMatches
+    sift_alone: str | None = None  # why SIFT alone was refused, where the matches are a second attempt's
 
     @property
     def source_matches(self) -> PairMatches:
@@ -64,7 +66,8 @@ def match_pair(
 
     `masks` None uses alpha channels, or everything. `intrinsics` (3, 3) are in source px; a predictor that needs them
     guesses where they are unknown. `fine` matches again at the photographs' resolution, in windows that the first
-    matches choose. Nothing is cached. Raises `InputError` for files that cannot be used.
+    matches choose. As in a run, `forward.descriptors` auto has the classical predictor begin without its descriptor
+    network, and ask it once that is refused. Nothing is cached. Raises `InputError` for files that cannot be used.
     """
     settings = config or make_config({})
     chosen = settings.predictor if predictor is None else predictor
@@ -75,12 +78,34 @@ def match_pair(
         camera = None if known is None else GivenCamera(intrinsics=np.asarray(known, float))
         sources.append(ingest.make_source(Path(image), mask, camera))
     views = [ingest.run(source, settings) for source in sources]
-    views = _with_focal(ingest.name_cameras(views, settings.ingest.shared_intrinsics), loaded, settings)
-    features = _Features(views, loaded)
-    prediction = forward.run(views[0], views[1], loaded, lambda: features(0), lambda: features(1))
-    verified = match.run(prediction, views[0], views[1], settings)
+    views = ingest.name_cameras(views, settings.ingest.shared_intrinsics)
+    pair = _matched(sources, views, loaded, settings, fine)
+    second = None if pair.verified.rejected is None else _with_network(loaded, settings)
+    if second is None:
+        return pair
+    return replace(_matched(sources, views, second, settings, fine), sift_alone=pair.verified.rejected)
+
+
+def _with_network(predictor: PairPredictor, config: Config) -> ClassicalPredictor | None:
+    """The predictor of the second attempt, with the descriptor network; None where a run would make none."""
+    if config.forward.descriptors != AUTO or type(predictor) is not ClassicalPredictor:
+        return None
+    if predictor.describer is not None:
+        return None
+    packaged = replace(config.forward, descriptors=PACKAGED)
+    return ClassicalPredictor(predictor.settings, load_describer(packaged))
+
+
+def _matched(
+    sources: list[ingest.Source], views: list[View], predictor: PairPredictor, config: Config, fine: bool
+) -> MatchedPair:
+    """Verified matches of two views that may lack a focal length."""
+    views = _with_focal(views, predictor, config)
+    features = _Features(views, predictor)
+    prediction = forward.run(views[0], views[1], predictor, lambda: features(0), lambda: features(1))
+    verified = match.run(prediction, views[0], views[1], config)
     if fine and prediction.rejected is None:
-        verified = _refined(verified, sources, views, loaded, settings)
+        verified = _refined(verified, sources, views, predictor, config)
     return MatchedPair(views[0], views[1], verified)
 
 

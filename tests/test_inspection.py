@@ -13,6 +13,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from PIL import Image
 
+from sparse_ga import inspection
 from sparse_ga.api import make_job
 from sparse_ga.cli import main
 from sparse_ga.config import make_config
@@ -122,6 +123,37 @@ def test_check_command(folder: Path, capsys: pytest.CaptureFixture):
     assert any(event["event"] == "finding" and event["name"] == "p1.png" for event in events)
 
 
+@pytest.mark.parametrize(
+    ("settings", "photographs", "severity", "said"),
+    [
+        ({}, 5, "note", "network will be asked"),
+        ({}, 21, "warning", "--set forward.descriptors=packaged"),  # a run leaves out one in 21 without asking
+        ({"forward": {"descriptors": "packaged"}}, 21, "note", "network will be asked"),
+        ({"forward": {"descriptors": "off"}}, 5, "warning", "--set forward.descriptors=packaged"),
+        ({"predictor": "mast3r"}, 5, "warning", "another predictor"),
+    ],
+)
+def test_few_features_are_a_warning_where_a_run_would_not_ask_the_network(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, settings: dict, photographs: int, severity: str, said: str
+):
+    monkeypatch.setattr(inspection, "best_match_counts", lambda views: np.array([6] + [200] * (len(views) - 1)))
+    sources = make_job(folder / "images", folder / "masks", None, make_config({})).sources  # type: ignore[arg-type]
+    findings = inspect((*sources[:1], *sources[1:2] * (photographs - 1)), make_config(settings), lambda: None)
+    told = [finding for finding in findings if "at most 6 features" in finding.text]
+    assert [(finding.name, finding.severity) for finding in told] == [("p0.png", severity)]
+    assert said in told[0].text
+
+
+@pytest.mark.slow
+def test_check_of_a_bare_object_warns_where_sift_is_all_there_is(tmp_path: Path, capsys: pytest.CaptureFixture):
+    config = SceneConfig("figure", 31, views=6, arc_deg=150, size=(320, 240), texture="weak", background="black")
+    make_scene(config).write(tmp_path)
+    words = ["check", str(tmp_path / "images"), "--masks", str(tmp_path / "masks")]
+    for preset, warnings in (("object", 0), ("bare", 0), ("many-images", 6)):
+        assert main([*words, "--preset", preset]) == 0
+        assert f"0 errors, {warnings} warnings" in capsys.readouterr().out
+
+
 def test_match_command_draws_and_writes_source_pixels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
@@ -130,7 +162,9 @@ def test_match_command_draws_and_writes_source_pixels(
     scene.write(tmp_path)
     words = ["match", "images/view_000.png", "images/view_001.png", "--masks", "masks", "--out", "made", "--json"]
     assert main([*words, "--set", "ingest.long_side=256"]) == 0
-    event = json.loads(capsys.readouterr().out.splitlines()[-1])
+    told = capsys.readouterr().out
+    assert "descriptor network" not in told
+    event = json.loads(told.splitlines()[-1])
     assert event["matches"] >= 20
     assert event["rejected"] is None
     assert Image.open("made/view_000_view_001_matches.png").width > 2 * 256

@@ -17,6 +17,7 @@ from sparse_ga.config import make_config
 from sparse_ga.match_pair import MatchedPair, match_pair
 from sparse_ga.network import checkpoint
 from sparse_ga.network.checkpoint import save_model
+from sparse_ga.predictors.classical import ClassicalPredictor, ClassicalSettings
 from sparse_ga.products import Array, PairMatches
 from sparse_ga.synthetic.scene import SceneConfig, SyntheticScene, make_scene
 
@@ -154,3 +155,65 @@ def test_photographs_of_one_name_are_not_mixed_up(photos: Path) -> None:
     again = match_pair(other[0], other[1], str(weights), config, fine=True)
     np.testing.assert_array_equal(found.verified.matches.xy_i, again.verified.matches.xy_i)
     np.testing.assert_array_equal(found.verified.matches.xy_j, again.verified.matches.xy_j)
+
+
+# ---------------------------------------------------------------- SIFT alone, then with the descriptor network
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two photographs of an object with hardly any texture, 25 degrees apart."""
+    folder = tmp_path_factory.mktemp("bare")
+    config = SceneConfig("figure", 31, views=2, arc_deg=25, size=(240, 180), texture="weak", background="black")
+    make_scene(config).write(folder)
+    return folder
+
+
+def bare_pair(folder: Path, descriptors: str) -> MatchedPair:
+    images, masks = (tuple(sorted((folder / kind).iterdir())) for kind in ("images", "masks"))
+    return match_pair(images, masks, config=make_config({"forward": {"descriptors": descriptors}}))
+
+
+def test_the_network_is_asked_about_a_pair_that_sift_alone_refuses(bare: Path) -> None:
+    alone, asked, auto = (bare_pair(bare, descriptors) for descriptors in ("off", "packaged", "auto"))
+    assert alone.verified.rejected is not None
+    assert auto.sift_alone == alone.verified.rejected
+    assert asked.sift_alone is None
+    assert asked.verified.rejected is None
+    np.testing.assert_array_equal(auto.verified.matches.xy_j, asked.verified.matches.xy_j)
+
+
+@pytest.mark.parametrize(("more", "code"), [([], 0), (["--set", "forward.descriptors=off"], 3)])
+def test_the_command_says_that_the_network_was_asked(
+    bare: Path, tmp_path: Path, capsys: pytest.CaptureFixture, more: list[str], code: int
+) -> None:
+    images = [str(path) for path in sorted((bare / "images").iterdir())]
+    assert main(["match", *images, "--masks", str(bare / "masks"), "--out", str(tmp_path), *more]) == code
+    told = capsys.readouterr().err
+    assert ("SIFT alone: only" in told) == (code == 0)
+    assert ("would drop this pair: only" in told) == (code == 3)
+
+
+def test_a_pair_that_both_refuse_is_told_with_both_reasons(photos: Path, capsys: pytest.CaptureFixture) -> None:
+    assert match_command(photos, "--masks", photos / "masks") == 3
+    told = capsys.readouterr().err
+    assert "once more with the descriptor network" in told
+    dropped = told.partition("would drop this pair: ")[2]
+    assert dropped.startswith("only ")
+    assert "of the dense matches" in dropped
+
+
+class OwnPredictor(ClassicalPredictor):
+    """Somebody's own, of which nothing is known."""
+
+
+@pytest.mark.parametrize(("kind", "asked"), [(ClassicalPredictor, True), (OwnPredictor, False)])
+def test_the_second_attempt_is_the_classical_predictors_alone_and_keeps_its_settings(
+    photos: Path, kind: type[ClassicalPredictor], asked: bool
+) -> None:
+    images = photos / "images" / "A.jpg", photos / "images" / "B.jpg"
+    pair = match_pair(images, predictor=kind(ClassicalSettings(min_inliers=2000)))
+    reasons = [reason for reason in (pair.sift_alone, pair.verified.rejected) if reason is not None]
+    assert len(reasons) == 1 + asked
+    assert all(reason.startswith("only ") for reason in reasons)
+    assert ("dense matches" in reasons[-1]) == asked

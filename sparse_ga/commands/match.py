@@ -28,6 +28,11 @@ def match(args: argparse.Namespace, reporter: Reporter) -> int:
             raise InputError(f"{image}: there is no such photograph")
     result = match_pair(images, _masks(args.masks, images), args.predictor, config, fine=args.fine)
     files = _write(result, Path(args.out), images)
+    if result.sift_alone:
+        reporter.info(
+            f"SIFT alone: {result.sift_alone}; once more with the descriptor network, as a run does where SIFT leaves "
+            "photographs out"
+        )
     verified = result.verified
     reporter.event(
         "summary",
