@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
+
 from sparse_ga.config import Config
 from sparse_ga.errors import InputError
 from sparse_ga.pairs import Pair
@@ -183,6 +185,12 @@ class Pipeline:
         if not calibration.sufficient.all():
             key = calibrate.key_from_reconstruction(views, pair_list, job.predictor, job.config)
             calibration = self.ensure(key, lambda: self._calibrate_by_reconstruction(views, pair_list, calibration))
+        guessed = int((~calibration.sufficient).sum())
+        if guessed:
+            self.reporter.warn(
+                f"the focal length of {guessed} photographs is a guess, {calibrate.FIRST_GUESS} times their long side: "
+                "too few of them hang together to tell it; give it (--cameras) if you know it"
+            )
         return calibrate.apply(views, calibration)
 
     def _vote(self, views: Sequence[View], pair_list: Sequence[Pair]) -> Calibration:
@@ -193,39 +201,64 @@ class Pipeline:
         return calibrate.run(views, pair_list, predictor, pair_stages.features, self.job.config)
 
     def _calibrate_by_reconstruction(self, views: list[View], pair_list: list[Pair], voted: Calibration) -> Calibration:
-        """Reconstruct from several guesses, and once more from what the best of them has found."""
+        """Reconstruct from several guesses, and again from what they found; a plain guess where that tells nothing."""
+        if not calibrate.can_be_reconstructed(views):
+            return calibrate.first_guess(views, voted)
         self.reporter.info(
             "calibrate: too few photographs agree on a focal length; reconstructing from several guesses instead"
         )
-        first = [self._reconstructed(views, pair_list, guess) for guess in calibrate.starts(views, voted)]
-        again: list[Reconstructed] = []  # from what the first ones have found, for that is where the run will start
-        for found in sorted(first, key=lambda found: found.rank):
-            if again and min(one.rank for one in again) <= found.rank:
-                break
-            again.append(self._reconstructed(views, pair_list, found.calibration))
-        best = min(again, key=lambda found: found.rank)
-        unknown = best.calibration.focal_px[~voted.sufficient]
-        self.reporter.info(f"calibrate: focal length {unknown[0]:.0f} working px")
-        return best.calibration
+        starts: list[Key] = []
 
-    def _reconstructed(self, views: list[View], pair_list: list[Pair], guess: Calibration) -> Reconstructed:
-        """What a reconstruction from a guess makes of its focal lengths; its artifacts are removed again."""
-        guessed = calibrate.apply(views, guess)
-        pair_stages = self._pair_stages(guessed, pair_list)
-        alignment = self._quick_alignment(guessed, pair_list, pair_stages)
-        for key in (*pair_stages.forward_keys, *pair_stages.match_keys):
+        def reconstruct(start: Calibration) -> Reconstructed:
+            starts.append(calibrate.key_from_start(views, pair_list, self.job.predictor, self.job.config, start))
+            return self._reconstructed(views, pair_list, start, starts[-1])
+
+        found = calibrate.best_reconstruction(calibrate.starts(views, voted), reconstruct).decided()
+        for key in starts:
             self.store.remove(key)
-        return calibrate.from_alignment(views, guess, alignment, self.job.config)
+        for n in np.flatnonzero(found.sufficient & ~voted.sufficient)[:1]:
+            focal_px = found.focal_px[n] / views[n].working_from_source[0, 0]
+            self.reporter.info(f"calibrate: focal length {focal_px:.0f} px of {views[n].name}")
+        return calibrate.first_guess(views, found)
 
-    def _quick_alignment(self, views: list[View], pair_list: list[Pair], pair_stages: PairStages) -> Alignment:
-        config = self.job.config
+    def _reconstructed(self, views: list[View], pair_list: list[Pair], start: Calibration, key: Key) -> Reconstructed:
+        """What a reconstruction makes of the focal lengths it starts from; its pairs' artifacts are removed again."""
+        found = self.store.get(key) if self.is_present(key) else None
+        if found is not None:
+            return found
+        placed = calibrate.apply(views, start)
+        pair_stages = self._pair_stages(placed, pair_list)
         with self._stage("calibrate", len(pair_list), "pair") as bar:
             for k, pair_key in enumerate(pair_stages.match_keys):
                 if not self.store.verify(pair_key):
                     pair_stages.compute_forward(k, True)
                 bar.advance()
+            alignment = self._quick_alignment(placed, pair_list, pair_stages)
+            self._finish(bar)
+        matches = _matches_between(alignment, pair_list, pair_stages)
+        found = calibrate.from_alignment(views, start, alignment, matches, self.job.config)
+        self.store.put(key, found)
+        self._done.add(key.digest)
+        for pair_key in (*pair_stages.forward_keys, *pair_stages.match_keys):
+            self.store.remove(pair_key)
+        return found
+
+    def _quick_alignment(self, views: list[View], pair_list: list[Pair], pair_stages: PairStages) -> Alignment:
+        config = self.job.config
         aligned = align3d.run(views, pair_list, pair_stages.load_prediction, pair_stages.load_matches, config)
         return refine2d.run(views, aligned, pair_list, pair_stages.load_matches, config)
+
+
+def _matches_between(alignment: Alignment, pair_list: Sequence[Pair], pair_stages: PairStages) -> int:
+    """Number of matches of the pairs that the alignment kept."""
+    names = alignment.names
+    dropped = {tuple(text.split(" | ")[:2]) for text in alignment.dropped_pairs}
+    return sum(
+        len(verified.matches)
+        for k, (i, j) in enumerate(pair_list)
+        if alignment.registered[i] and alignment.registered[j] and (names[i], names[j]) not in dropped
+        if (verified := pair_stages.load_matches(k)).rejected is None
+    )
 
 
 def _check_object(job: Job, views: Sequence[View]) -> None:

@@ -12,6 +12,7 @@ from sparse_ga.config import Config
 from sparse_ga.geometry.cameras import make_intrinsics
 from sparse_ga.pairs import Pair
 from sparse_ga.predictors.base import Calibrator, Features, PairPredictor
+from sparse_ga.predictors.self_calibration import MISSING_COST
 from sparse_ga.products import Alignment, Array, View, check, check_finite
 from sparse_ga.stages.align3d import views_digest
 from sparse_ga.stages.base import Stage
@@ -21,7 +22,7 @@ from sparse_ga.store import Key, digest_of
 STAGE = Stage("calibrate", 1, "run", ("ingest", "pairs", "encode"), ("calibrate", "ingest.shared_intrinsics"))
 FROM_RECONSTRUCTION = Stage(
     "calibrate",
-    3,
+    4,
     "run",
     ("ingest", "pairs", "forward", "match", "align3d", "refine2d"),
     ("calibrate", "ingest.shared_intrinsics", "match", "align3d", "refine2d"),
@@ -30,8 +31,11 @@ FROM_RECONSTRUCTION = Stage(
 FIRST_GUESS = 1.2
 """Focal length to start from when nothing is known, in units of the photograph's long side."""
 
-_GUESSES = (FIRST_GUESS, 2 * FIRST_GUESS)
+_GUESSES = (FIRST_GUESS, 2 * FIRST_GUESS, 0.75)  # a plain guess, a longer lens, a phone's wide one
 _STEP = 0.005
+_FEWEST_VIEWS = 3  # two views alone do not tell a focal length: a longer one always fits a little better
+_SETTLED = 0.02  # logarithm of the focal length: a reconstruction that moved it by less starts where it ends
+_STILL_OPEN = 1.15  # cost, in units of the best: what was found at more is not tried again
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +106,14 @@ def key_from_reconstruction(
     return FROM_RECONSTRUCTION.key("reconstruction", config, _inputs(views, pairs, predictor))
 
 
+def key_from_start(
+    views: Sequence[View], pairs: Sequence[Pair], predictor: PairPredictor, config: Config, start: Calibration
+) -> Key:
+    """Key of what one reconstruction makes of the focal lengths that it starts from; kept until they are decided."""
+    inputs = _inputs(views, pairs, predictor) | {"start": digest_of(start.focal_px)}
+    return FROM_RECONSTRUCTION.key("start", config, inputs)
+
+
 def _inputs(views: Sequence[View], pairs: Sequence[Pair], predictor: PairPredictor) -> dict[str, str]:
     return {
         "views": views_digest(views),
@@ -167,7 +179,7 @@ def first_guess(views: Sequence[View], calibration: Calibration) -> Calibration:
 
 
 def starts(views: Sequence[View], voted: Calibration) -> list[Calibration]:
-    """Where to start reconstructing from: what too few votes were for, a plain guess, and twice that.
+    """Where to start reconstructing from: what too few votes were for, a plain guess, a longer and a shorter one.
 
     A focal length moves only so far while cameras are adjusted, for the pairs' poses were found with the old one.
     """
@@ -177,38 +189,77 @@ def starts(views: Sequence[View], voted: Calibration) -> list[Calibration]:
     return [replace(voted, focal_px=focal) for focal in distinct]
 
 
+def can_be_reconstructed(views: Sequence[View]) -> bool:
+    """Whether enough views show the object for a reconstruction to tell a focal length."""
+    return sum(bool(view.mask.any()) for view in views) >= _FEWEST_VIEWS
+
+
 @dataclass(frozen=True, eq=False)
 class Reconstructed:
     """Focal lengths that a reconstruction has refined, and how well it explains the photographs."""
 
     calibration: Calibration
+    measured: Array  # (N,) bool, undecided views whose focal length, or whose camera's, was refined
+    moved: float  # largest change of a focal length, in logarithms
     registered: int
+    matches: int  # between registered views, in pairs that were kept
     cost: float  # robust cost of all residuals; infinite without any
 
-    @property
-    def rank(self) -> tuple[int, float]:
-        """Lower is better: the more views are tied together, and then the smaller the residuals."""
-        return -self.registered, self.cost
+    def cost_among(self, others: Sequence[Reconstructed]) -> float:
+        """The cost, with every match that another one explains and this one lost counted as 3 px off.
+
+        So a reconstruction gains nothing by losing pairs, or views.
+        """
+        most = max(one.matches for one in (self, *others))
+        return self.cost + (most - self.matches) * MISSING_COST
+
+    def decided(self) -> Calibration:
+        """The calibration, believed where a focal length was refined with at least three views."""
+        measured = self.measured & (self.registered >= _FEWEST_VIEWS)
+        return replace(self.calibration, sufficient=self.calibration.sufficient | measured)
+
+
+def best_reconstruction(
+    begin: Sequence[Calibration], reconstruct: Callable[[Calibration], Reconstructed]
+) -> Reconstructed:
+    """The one that explains the photographs best, of those that start from what a first one has found.
+
+    A focal length is believed by the reconstruction that starts from it, for that is where the run will start. The most
+    promising is tried first; what has hardly moved has started from itself; what explains much less is not tried.
+    """
+    first = [reconstruct(start) for start in begin]
+    again: list[Reconstructed] = []
+    for found in sorted(first, key=lambda one: one.cost_among(first)):
+        everything = (*first, *again)
+        costs = [one.cost_among(everything) for one in again]
+        if costs and found.cost_among(everything) > _STILL_OPEN * min(costs):
+            break
+        again.append(found if found.moved < _SETTLED else reconstruct(found.calibration))
+    return min(again, key=lambda one: one.cost_among(again))
 
 
 def from_alignment(
-    views: Sequence[View], calibration: Calibration, alignment: Alignment, config: Config
+    views: Sequence[View], start: Calibration, alignment: Alignment, matches: int, config: Config
 ) -> Reconstructed:
     """The calibration with undecided focal lengths replaced by those that a reconstruction has refined.
 
-    One value for each camera group, the median over its registered views; groups without any keep theirs.
+    One value for each camera group, the median over its registered views; groups without any keep theirs. `matches` is
+    the number that the alignment was refined with.
     """
-    focal = calibration.focal_px.copy()
+    focal, measured = start.focal_px.copy(), np.zeros(len(views), bool)
     for group in camera_groups(views, config.ingest.shared_intrinsics):
-        open_views = [n for n in group.unknown if not calibration.sufficient[n]]
+        open_views = [n for n in group.unknown if not start.sufficient[n]]
         refined = [alignment.intrinsics[n, 0, 0] for n in open_views if alignment.registered[n]]
         if not refined:
             continue
         long_side = source_long_side(views[group.members[0]])
         low, high = config.calibrate.min_focal * long_side, config.calibrate.max_focal * long_side
         focal[open_views] = rounded(float(np.clip(np.median(refined), low, high)))
+        measured[open_views] = True
+    moved = float(np.abs(np.log(focal[measured] / start.focal_px[measured])).max(initial=0.0))
     cost = float(alignment.residual_history[-1]) if len(alignment.residual_history) else math.inf
-    return Reconstructed(replace(calibration, focal_px=focal), int(alignment.registered.sum()), cost)
+    registered = int(alignment.registered.sum())
+    return Reconstructed(replace(start, focal_px=focal), measured, moved, registered, matches, cost)
 
 
 def apply(views: Sequence[View], calibration: Calibration) -> list[View]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,14 +12,11 @@ import pytest
 from sparse_ga.api import reconstruct
 from sparse_ga.config import make_config
 from sparse_ga.evaluation import CameraSet, evaluate_cameras
-from sparse_ga.pairs import Pair
 from sparse_ga.pipeline import Pipeline
-from sparse_ga.predictors.classical import ClassicalPredictor
-from sparse_ga.products import Alignment, View
+from sparse_ga.products import Alignment, Reconstruction, View
+from sparse_ga.progress import Reporter
 from sparse_ga.stages import calibrate
 from sparse_ga.stages.calibrate import Calibration, Reconstructed
-from sparse_ga.stages.job import Job
-from sparse_ga.store import Store
 from sparse_ga.synthetic.scene import make_scene
 from sparse_ga.synthetic.scene_config import SceneConfig
 
@@ -46,12 +44,12 @@ def alignment(focal_px: float, registered: tuple[bool, ...], cost: float | None)
     )
 
 
-def test_starts_are_the_vote_and_two_guesses() -> None:
+def test_starts_are_the_vote_and_three_guesses() -> None:
     guess = calibrate.rounded(calibrate.FIRST_GUESS * SIDE)
     undecided = Calibration(np.full(3, 100.0), np.zeros(3, bool))
     found = [start.focal_px[0] for start in calibrate.starts(views(), undecided)]
-    assert found == [100.0, guess, pytest.approx(2 * guess, rel=0.01)]
-    assert len(calibrate.starts(views(), replace(undecided, focal_px=np.full(3, guess)))) == 2
+    assert found == [100.0, guess, pytest.approx(2 * guess, rel=0.01), pytest.approx(0.75 * SIDE, rel=0.01)]
+    assert len(calibrate.starts(views(), replace(undecided, focal_px=np.full(3, guess)))) == 3
 
 
 def test_what_was_decided_stays_in_every_start() -> None:
@@ -59,41 +57,117 @@ def test_what_was_decided_stays_in_every_start() -> None:
     assert {start.focal_px[0] for start in calibrate.starts(views(), voted)} == {50.0}
 
 
-def test_more_views_count_before_smaller_residuals() -> None:
-    guess = Calibration(np.full(3, 80.0), np.zeros(3, bool))
-    few, good, bad, failed = (
-        calibrate.from_alignment(views(), guess, found, make_config({}))
-        for found in (
-            alignment(70.0, (True, True, False), 1.0),
-            alignment(90.0, (True, True, True), 5.0),
-            alignment(75.0, (True, True, True), 7.0),
-            alignment(1.0, (False, False, False), None),
-        )
+def reconstructed(focal_px: float, matches: int, cost: float, start_px: float = 80.0) -> Reconstructed:
+    calibration = Calibration(np.full(3, float(focal_px)), UNDECIDED)
+    moved = float(abs(np.log(focal_px / start_px)))
+    return Reconstructed(calibration, np.ones(3, bool), moved, 3, matches, cost)
+
+
+def test_what_an_alignment_says_of_the_focal_lengths() -> None:
+    start = Calibration(np.full(3, 80.0), UNDECIDED)
+    found = calibrate.from_alignment(
+        views(),
+        start,
+        alignment(90.0, (True, True, False), 5.0),
+        40,
+        make_config({"ingest": {"shared_intrinsics": True}}),
     )
-    assert sorted((failed, bad, few, good), key=lambda found: found.rank) == [good, bad, few, failed]
-    assert good.calibration.focal_px == pytest.approx(90.0, rel=0.005)
-    np.testing.assert_array_equal(failed.calibration.focal_px, 80.0)
+    assert found.calibration.focal_px == pytest.approx(90.0, rel=0.005)
+    assert found.moved == pytest.approx(np.log(90 / 80), rel=0.05)
+    assert (found.registered, found.matches, found.cost) == (2, 40, 5.0)
+    assert not found.decided().sufficient.any()  # two views
+    three = calibrate.from_alignment(views(), start, alignment(90.0, (True, True, True), 5.0), 40, make_config({}))
+    assert three.decided().sufficient.all()
+    nothing = calibrate.from_alignment(views(), start, alignment(1.0, (False,) * 3, None), 0, make_config({}))
+    np.testing.assert_array_equal(nothing.calibration.focal_px, 80.0)
+    assert nothing.cost == np.inf
+    assert nothing.moved == 0
+    assert not nothing.decided().sufficient.any()
 
 
-def test_a_focal_length_is_believed_by_the_reconstruction_that_starts_from_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first guess ties in the most and ends where nothing holds together; the second ends where all do."""
-    first, second = (start.focal_px[0] for start in calibrate.starts(views(), Calibration(np.zeros(3), UNDECIDED))[1:])
-    outcomes = {0.0: (1, 9.0, 0.0), first: (3, 5.0, 60.0), second: (2, 4.0, 80.0), 60.0: (0, np.inf, 60.0)}
-    outcomes |= {80.0: (3, 4.0, 81.0)}
+def test_losing_matches_is_no_gain() -> None:
+    whole, lossy, failed = reconstructed(90, 600, 400.0), reconstructed(200, 400, 190.0), reconstructed(80, 0, np.inf)
+    costs = [one.cost_among((whole, lossy, failed)) for one in (whole, lossy, failed)]
+    assert costs[0] == 400.0
+    assert costs[1] == pytest.approx(190 + 200 * np.log(10))
+    assert costs[2] == np.inf
+
+
+def test_a_focal_length_is_believed_by_the_reconstruction_that_starts_from_it() -> None:
+    """The first guess explains the most and ends where nothing holds together; the second ends where all does."""
+    outcomes = {
+        40: reconstructed(60, 900, 500.0, 40),
+        80: reconstructed(100, 850, 450.0),
+        60: reconstructed(60, 0, np.inf),
+    }
+    outcomes |= {100: reconstructed(103, 900, 440.0, 100), 160: reconstructed(300, 500, 100.0, 160)}
     asked = []
 
-    def reconstructed(self: Pipeline, views: list[View], pairs: list[Pair], guess: Calibration) -> Reconstructed:
-        asked.append(guess.focal_px[0])
-        registered, cost, focal = outcomes[asked[-1]]
-        return Reconstructed(replace(guess, focal_px=np.full(3, focal)), registered, cost)
+    def reconstruct(start: Calibration) -> Reconstructed:
+        asked.append(int(start.focal_px[0]))
+        return outcomes[asked[-1]]
 
-    monkeypatch.setattr(Pipeline, "_reconstructed", reconstructed)
-    pipeline = Pipeline(Job((), ClassicalPredictor(), make_config({})), Store(tmp_path))
-    found = pipeline._calibrate_by_reconstruction(views(), [], Calibration(np.zeros(3), UNDECIDED))
-    assert asked == [0.0, first, second, 60.0, 80.0]
-    assert found.focal_px[0] == 81.0
+    begin = [Calibration(np.full(3, float(focal)), UNDECIDED) for focal in (40, 80, 160)]
+    assert calibrate.best_reconstruction(begin, reconstruct).calibration.focal_px[0] == 103
+    assert asked == [40, 80, 160, 60, 100]  # and not 300, at twice the cost
+
+
+def test_what_has_not_moved_is_not_reconstructed_again() -> None:
+    asked = []
+
+    def reconstruct(start: Calibration) -> Reconstructed:
+        asked.append(start.focal_px[0])
+        return reconstructed(asked[-1] * 1.01, 100, 10.0, asked[-1])
+
+    found = calibrate.best_reconstruction([Calibration(np.full(3, 80.0), UNDECIDED)], reconstruct)
+    assert asked == [80.0]
+    assert found.calibration.focal_px[0] == pytest.approx(80.8)
+
+
+def test_two_photographs_get_the_plain_guess_and_a_warning(tmp_path: Path) -> None:
+    """In two views a longer focal length always fits a little better: whatever their matches say is no measurement."""
+    scene = make_scene(SceneConfig(views=2, size=(256, 192), arc_deg=16, focal_px=256))
+    scene.write(tmp_path)
+    reporter = Reporter("silent")
+    found = reconstruct(
+        tmp_path / "images",
+        tmp_path / "masks",
+        cache=tmp_path / "cache",
+        config={"forward": {"descriptors": "off"}, "triangulate": {"dense": False}},
+        reporter=reporter,
+    )
+    assert found.registered.all()
+    assert found.intrinsics[:, 0, 0] == pytest.approx(calibrate.FIRST_GUESS * 256, rel=0.1)
+    assert any("is a guess" in warning for warning in reporter.warnings)
+
+
+@pytest.mark.slow
+def test_interrupted_it_goes_on_with_the_guess_it_was_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_scene(SceneConfig(shape="elongated", seed=34, views=3, size=(256, 192), arc_deg=50, texture="weak")).write(
+        tmp_path
+    )
+    started = []
+    run = Pipeline._quick_alignment
+
+    def interrupted(self: Pipeline, views: list[View], *rest: Any) -> Alignment:
+        started.append(views[0].intrinsics[0, 0])
+        if len(started) == 2:
+            raise KeyboardInterrupt
+        return run(self, views, *rest)
+
+    def reconstructed_again() -> Reconstruction:
+        config = {"forward": {"descriptors": "off"}, "triangulate": {"dense": False}}
+        return reconstruct(tmp_path / "images", tmp_path / "masks", cache=tmp_path / "cache", config=config)
+
+    monkeypatch.setattr(Pipeline, "_quick_alignment", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reconstructed_again()
+    reconstructed_again()
+    assert started[2] == started[1] != started[0]
+    assert len(set(started)) == len(started) - 1
+    asked = len(started)
+    reconstructed_again()
+    assert len(started) == asked
 
 
 @pytest.mark.slow
