@@ -90,6 +90,7 @@ def reconstruct_objects(
     for label in find_objects(images, masks, objects):
         chosen = make_config({"ingest": {"object_id": label}}, settings)
         folder = Path(cache) / object_folder(label)
+        told.info(f"object {label}")
         try:
             results[label] = reconstruct(
                 images,

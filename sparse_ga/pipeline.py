@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -49,18 +49,28 @@ class RunResult:
 
 @dataclass
 class Pipeline:
-    """One job on one store. Every stage computes what is missing, and only that."""
+    """One job on one store. Every stage computes what is missing, and only that.
+
+    The cache's budget costs nothing that a job to be `spared`, which waits to be finished, still needs.
+    """
 
     job: Job
     store: Store
     reporter: Reporter = field(default_factory=lambda: Reporter("silent"))
     counts: dict[str, StageCount] = field(default_factory=dict)
+    spared: Job | None = None
     _first: int = len(STAGES)
     _done: set[str] = field(default_factory=set)
 
-    def run(self, first: str | None = None, last: str | None = None) -> RunResult:
+    def run(
+        self,
+        first: str | None = None,
+        last: str | None = None,
+        go_on: Callable[[RunResult], bool] = lambda result: True,
+    ) -> RunResult:
         """Bring every artifact up to stage `last` into being, computing those from stage `first` on again.
 
+        `go_on` is asked once the alignment is refined, whether to triangulate; if not, the run ends there.
         Artifacts that later stages no longer need may be missing (after `clean`); they stay so. Raises `InputError`
         for bad photographs or masks and `OutputError` when the cache cannot be written.
         """
@@ -81,7 +91,7 @@ class Pipeline:
         views = self._calibrate(views, pair_list)
         if end == STAGE_NAMES.index("calibrate"):
             return self._result(views, pair_list, None, None)
-        solver = _Solver(self, views, pair_list, self._pair_stages(views, pair_list), end)
+        solver = _Solver(self, views, pair_list, self._pair_stages(views, pair_list), end, go_on)
         alignment, reconstruction = solver.run()
         return self._result(views, pair_list, alignment, reconstruction)
 
@@ -121,7 +131,7 @@ class Pipeline:
 
     def trim(self) -> None:
         """Keep the cache within its budget, if there is one."""
-        freed, over = keep_within_budget(self.job, self.store)
+        freed, over = keep_within_budget(self.job, self.store, self.spared)
         if freed:
             self.reporter.detail(f"cache: {freed / 1e6:.0f} MB removed to stay within cache.budget_gb")
         if over > 0:
@@ -281,6 +291,7 @@ class _Solver:
     pairs: list[Pair]
     pair_stages: PairStages
     end: int
+    go_on: Callable[[RunResult], bool]
 
     @property
     def config(self) -> Config:
@@ -297,8 +308,9 @@ class _Solver:
     def run(self) -> tuple[Alignment | None, Reconstruction | None]:
         """Work through the stages up to the end; what exists further on makes what comes before unnecessary."""
         compute = self._to_compute()
-        self._pair_work(bool(compute))
-        self.pipeline.trim()
+        self._pair_work(compute)
+        if any(self.pipeline.counts[name].computed for name in ("forward", "match")):
+            self.pipeline.trim()  # otherwise nothing has grown, and what is here may be another attempt, half done
         if self.end < STAGE_NAMES.index("align3d"):
             return None, None
         if "align3d" in compute:
@@ -306,12 +318,16 @@ class _Solver:
         if self.end == STAGE_NAMES.index("align3d"):
             return self._explain(self.aligned.alignment), None
         refined = self._whole("refine2d", self._refine, 1, "round")
-        if self.end == STAGE_NAMES.index("refine2d"):
+        if self.end == STAGE_NAMES.index("refine2d") or not self._goes_on(refined):
             return self._explain(refined), None
         self.pipeline.trim()
         final = self._whole("triangulate", partial(self._triangulate, refined), 1, "sweep")
         self.pipeline.trim()
         return self._explain(refined), self._explain(final)
+
+    def _goes_on(self, refined: Alignment) -> bool:
+        """Whether to triangulate."""
+        return self.go_on(self.pipeline._result(self.views, self.pairs, self._explain(refined), None))
 
     @cached_property
     def aligned(self) -> AlignedViews:
@@ -361,18 +377,23 @@ class _Solver:
             self.pipeline._finish(bar)
         return value
 
-    def _pair_work(self, solving: bool) -> None:
-        """Predict and match what is wanted and missing; what is there but damaged is always made again."""
+    def _pair_work(self, compute: set[str]) -> None:
+        """Predict and match what is missing of what the stages to `compute` read, the alignment's predictions and
+        everybody's matches; what is there but damaged is always made again."""
         pipeline, work = self.pipeline, self.pair_stages
-        everything = solving or self.end <= STAGE_NAMES.index("match")
-        matching = solving or self.end == STAGE_NAMES.index("match")
+        every = range(len(self.pairs))
+        predicting = "align3d" in compute or self.end <= STAGE_NAMES.index("match")
+        matching = bool(compute) or self.end == STAGE_NAMES.index("match")
 
-        def lacking(keys: Sequence[Key], wanted: bool) -> set[int]:
+        def lacking(keys: Sequence[Key], wanted: Collection[int]) -> set[int]:
             return {
-                k for k, key in enumerate(keys) if (wanted or pipeline.store.has(key)) and not pipeline.is_present(key)
+                k
+                for k, key in enumerate(keys)
+                if (k in wanted or pipeline.store.has(key)) and not pipeline.is_present(key)
             }
 
-        no_forward, no_match = lacking(work.forward_keys, everything), lacking(work.match_keys, matching)
+        no_match = lacking(work.match_keys, every if matching else ())
+        no_forward = lacking(work.forward_keys, every if predicting else no_match)
         for name, keys, missing in (("forward", work.forward_keys, no_forward), ("match", work.match_keys, no_match)):
             present = sum(pipeline.store.has(key) for k, key in enumerate(keys) if k not in missing)
             pipeline.counts[name].reused += present

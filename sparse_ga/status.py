@@ -177,11 +177,11 @@ def removable(job: Job, store: Store, keep: Sequence[str] = (), stale: bool = Fa
     return files
 
 
-def keep_within_budget(job: Job, store: Store) -> tuple[int, float]:
+def keep_within_budget(job: Job, store: Store, spared: Job | None = None) -> tuple[int, float]:
     """Remove artifacts until the cache fits `cache.budget_gb`; bytes freed, and bytes still too many.
 
-    Nothing goes that the job still needs: first what is not of this job, oldest first, then what later stages have
-    made superfluous.
+    Nothing goes that the job, or one to be `spared`, still needs: first what is not of this job, oldest first, then
+    what later stages have made superfluous.
     """
     budget = job.config.cache.budget_gb
     if budget is None:
@@ -191,10 +191,17 @@ def keep_within_budget(job: Job, store: Store) -> tuple[int, float]:
     if excess <= 0:
         return 0, 0.0
     needless = removable(job, store)
-    foreign = [path for path in removable(job, store, stale=True) if path not in set(needless)]
+    kept = set(needless) if spared is None else {*needless, *_needed(spared, store)}
+    foreign = [path for path in removable(job, store, stale=True) if path not in kept]
     for path in [*sorted(foreign, key=lambda path: path.stat().st_mtime), *needless]:
         if freed >= excess:
             break
         freed += path.stat().st_size
         path.unlink(missing_ok=True)
     return freed, max(excess - freed, 0.0)
+
+
+def _needed(job: Job, store: Store) -> set[Path]:
+    """Files of the artifacts, there or not, that are a job's result or that its later stages still read."""
+    keys = job_keys(job, store).by_stage.values()
+    return {store.path(key) for stage_keys in keys for key in stage_keys or []} - set(removable(job, store))

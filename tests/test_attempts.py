@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import cheap_pipeline
 import numpy as np
 import pytest
+from cheap_pipeline import EncodingPredictor, computed, install, write_mask, write_set
+from PIL import Image
 
 import sparse_ga
 from sparse_ga import attempts
@@ -15,11 +21,14 @@ from sparse_ga.attempts import Attempts
 from sparse_ga.cli import main
 from sparse_ga.commands.jobs import load_record
 from sparse_ga.config import make_config
-from sparse_ga.pipeline import StageCount
+from sparse_ga.errors import InputError
+from sparse_ga.pipeline import RunResult, StageCount
+from sparse_ga.predictors import loading
 from sparse_ga.predictors.classical import ClassicalPredictor, ClassicalSettings
-from sparse_ga.products import Reconstruction
+from sparse_ga.products import Alignment, PairPrediction, Reconstruction, View
 from sparse_ga.progress import Reporter
-from sparse_ga.stages.job import Job
+from sparse_ga.stages.ingest import Source
+from sparse_ga.stages.job import STAGE_NAMES, Job
 from sparse_ga.store import Store
 from sparse_ga.synthetic.scene import SceneConfig, make_scene
 
@@ -28,7 +37,8 @@ OUT, FIRM, LOOSE = -1.0, 0.2, 3.0  # a photograph is left out, or its rotation u
 
 def job(descriptors: str, predictor: object | None = None) -> Job:
     config = make_config({"forward": {"descriptors": descriptors, "device": "cpu"}})
-    return Job((None,) * 4, predictor or ClassicalPredictor(ClassicalSettings(min_inliers=25)), config)  # type: ignore[arg-type]
+    sources = tuple(Source(f"v{n}.png", Path(f"v{n}.png"), None, None, f"{n}", "") for n in range(4))
+    return Job(sources, predictor or ClassicalPredictor(ClassicalSettings(min_inliers=25)), config)  # type: ignore[arg-type]
 
 
 def aligned(values: tuple[float, ...]) -> SimpleNamespace:
@@ -40,20 +50,22 @@ def aligned(values: tuple[float, ...]) -> SimpleNamespace:
 def outcomes(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[float, ...] | None]:
     """What becomes of four photographs, by `forward.descriptors`; None: before there is an alignment."""
     found: dict[str, tuple[float, ...] | None] = dict.fromkeys(("off", "packaged", "auto"), (FIRM,) * 4)
+    begun: list[str] = []
 
     class Pipeline:
-        def __init__(self, chosen: Job, store: Store, reporter: Reporter) -> None:
+        def __init__(self, chosen: Job, store: Store, reporter: Reporter, spared: Job | None = None) -> None:
             self.chosen = chosen
 
-        def run(self, first: str | None, last: str | None) -> SimpleNamespace:
-            values = found[self.chosen.config.forward.descriptors]
+        def run(self, first: str | None, last: str | None, go_on: object) -> RunResult:
+            descriptors = self.chosen.config.forward.descriptors
+            values = found[descriptors]
             masks = [np.full((2, 2), n < 3) for n in range(4)]  # the last photograph does not show the object
-            return SimpleNamespace(
-                views=[SimpleNamespace(mask=mask) for mask in masks],
-                alignment=None if values is None else aligned(values),
-                reconstruction=None,
-                counts={"forward": StageCount(computed=6, seconds=2.0), "match": StageCount(reused=6, seconds=1.0)},
-            )
+            counts = {name: StageCount() for name in STAGE_NAMES}
+            if not begun.count(descriptors):
+                begun.append(descriptors)
+                counts |= {"forward": StageCount(computed=6, seconds=2.0), "match": StageCount(reused=6, seconds=1.0)}
+            views = tuple(SimpleNamespace(mask=mask) for mask in masks)
+            return RunResult(views, (), None if values is None else aligned(values), None, counts, ())  # type: ignore[arg-type]
 
     monkeypatch.setattr(attempts, "Pipeline", Pipeline)
     return found
@@ -61,9 +73,8 @@ def outcomes(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[float, ...] | N
 
 def attempt(tmp_path: Path, asked: Job) -> tuple[attempts.Attempt, list[str], dict[str, float]]:
     begun: list[str] = []
-    runner = Attempts(
-        Store(tmp_path), Reporter("silent"), lambda chosen: begun.append(chosen.config.forward.descriptors)
-    )
+    store = Store(tmp_path / f"{len(list(tmp_path.iterdir()))}")  # where nothing is decided yet
+    runner = Attempts(store, Reporter("silent"), lambda chosen: begun.append(chosen.config.forward.descriptors))
     return runner.run(asked), begun, runner.seconds
 
 
@@ -83,7 +94,7 @@ def test_nothing_is_decided_before_an_alignment(tmp_path: Path, outcomes: dict) 
 def test_the_second_attempt_stands_where_it_ties_in_more(tmp_path: Path, outcomes: dict) -> None:
     outcomes["off"] = (FIRM, FIRM, OUT, OUT)
     found, begun, seconds = attempt(tmp_path, job("auto"))
-    assert begun == ["off", "packaged"]
+    assert begun == ["off", "packaged", "packaged"]
     assert found.job.config.forward.descriptors == "packaged"
     assert isinstance(found.job.predictor, ClassicalPredictor)
     assert found.job.predictor.describer is not None
@@ -128,8 +139,254 @@ def test_other_predictors_get_one_attempt(tmp_path: Path, outcomes: dict) -> Non
     assert attempt(tmp_path, job("auto", SimpleNamespace(fingerprint="own")))[1] == ["auto"]
 
 
+def test_a_predictor_derived_from_the_classical_one_runs_as_it_is(tmp_path: Path, outcomes: dict) -> None:
+    class Own(ClassicalPredictor):
+        pass
+
+    outcomes["auto"] = (OUT,) * 4
+    own = Own()
+    found, begun, _ = attempt(tmp_path, job("auto", own))
+    assert begun == ["auto"]
+    assert found.job.predictor is own
+
+
 def test_none_means_off() -> None:
     assert make_config({"forward": {"descriptors": None}}).forward.descriptors == "off"
+
+
+# ---------------------------------------------------------------- what is computed, in cheap geometry
+
+ONCE, NEVER = Counter(forward=10, triangulate=1), Counter()  # five photographs
+
+
+@dataclass
+class World:
+    """How many of five photographs each attempt leaves out, which weights are packaged, and what has been computed."""
+
+    left_out: dict[str, int] = field(default_factory=lambda: {"off": 2, "packaged": 2})
+    weights: str = "weights 1"
+    done: dict[str, Counter[str]] = field(default_factory=lambda: {"off": Counter(), "packaged": Counter()})
+
+    def done_by(self, words: Sequence[str]) -> dict[str, Counter[str]]:
+        """What `sparse-ga` computes, given these words."""
+        self.done = {"off": Counter(), "packaged": Counter()}
+        assert main([*words]) == 0
+        return self.done
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """Photographs in the working folder, cheap geometry, and a cheap predictor in place of the classical one."""
+    made = World()
+
+    class Cheap(EncodingPredictor):
+        """Its matches' confidence tells the geometry whether it has a descriptor network."""
+
+        settings = None
+
+        def __init__(self, settings: None = None, describer: str | None = None) -> None:
+            super().__init__()
+            self.describer = describer
+            self.fingerprint = f"cheap classical, {describer}"
+
+        def predict(self, view_i: View, view_j: View) -> PairPrediction:
+            made.done["packaged" if self.describer else "off"]["forward"] += 1
+            found = super().predict(view_i, view_j)
+            assert found.matches is not None
+            level = np.full_like(found.matches.confidence, 2 if self.describer else 1)
+            return replace(found, matches=replace(found.matches, confidence=level))
+
+    def asked(load_matches: object) -> str:
+        return "packaged" if load_matches(0).matches.confidence[0] == 2 else "off"  # type: ignore[operator]
+
+    def refine(views, canonical, alignment, pairs, load_matches, config) -> Alignment:  # type: ignore[no-untyped-def]
+        refined = cheap_pipeline.refine_views(views, canonical, alignment, pairs, load_matches, config)
+        registered = np.arange(len(views)) >= made.left_out[asked(load_matches)]
+        return replace(refined, registered=registered, reasons=tuple("" if r else "no usable pair" for r in registered))
+
+    def triangulate(*arguments) -> Reconstruction:  # type: ignore[no-untyped-def]
+        made.done[asked(arguments[4])]["triangulate"] += 1
+        return cheap_pipeline.triangulate_views(*arguments)
+
+    install(monkeypatch)
+    monkeypatch.setattr(sparse_ga.alignment.refine2d, "refine_views", refine)
+    monkeypatch.setattr(sparse_ga.triangulation, "triangulate_views", triangulate)
+    monkeypatch.setattr(attempts, "ClassicalPredictor", Cheap)
+    monkeypatch.setattr(
+        attempts, "load_describer", lambda config: made.weights if config.descriptors == "packaged" else None
+    )
+    monkeypatch.setattr(
+        sparse_ga.commands.jobs,
+        "load_predictor",
+        lambda name, config: Cheap(None, made.weights if config.descriptors == "packaged" else None),
+    )
+    monkeypatch.chdir(tmp_path)
+    write_set(tmp_path)
+    return made
+
+
+RUN = ("run", "images", "--masks", "masks", "--format", "ply")
+
+
+def standing() -> str:
+    return load_record(Path("out/cache")).config.forward.descriptors
+
+
+def told(capsys: pytest.CaptureFixture, event: str) -> list[dict]:
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    return [line for line in lines if line["event"] == event]
+
+
+def test_only_the_attempt_that_stands_is_triangulated(world: World) -> None:
+    assert world.done_by(RUN) == {"off": ONCE, "packaged": Counter(forward=10)}
+    assert standing() == "off"
+    world.left_out["packaged"] = 0
+    assert world.done_by([*RUN, "--out", "b"]) == {"off": Counter(forward=10), "packaged": ONCE}
+    world.left_out["off"] = 0
+    assert world.done_by([*RUN, "--out", "c"]) == {"off": ONCE, "packaged": NEVER}
+
+
+def test_a_run_that_ends_earlier_decides_as_far_as_it_goes(world: World) -> None:
+    world.left_out["packaged"] = 0
+    assert world.done_by([*RUN, "--until", "match"]) == {"off": Counter(forward=10), "packaged": NEVER}
+    assert world.done_by([*RUN, "--until", "refine2d"]) == {"off": NEVER, "packaged": Counter(forward=10)}
+    assert standing() == "packaged"
+    assert world.done_by(RUN) == {"off": NEVER, "packaged": Counter(triangulate=1)}
+
+
+def test_counts_of_the_attempt_that_stands_are_of_all_its_stages(world: World, tmp_path: Path) -> None:
+    predictor = attempts.ClassicalPredictor()
+    asked = sparse_ga.api.make_job("images", "masks", predictor, make_config({}))
+    found = Attempts(Store(tmp_path / "cache"), Reporter("silent")).run(asked)
+    every = {"ingest": 5, "pairs": 1, "encode": 5, "calibrate": 1, "forward": 10, "match": 10}
+    assert computed(found.result) == {**every, "align3d": 1, "refine2d": 1, "triangulate": 1}
+
+
+def test_without_the_packaged_weights_the_first_attempt_stands(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(attempts, "load_describer", loading.load_describer)
+    monkeypatch.setattr(loading, "packaged_descriptors", lambda: tmp_path / "lost.safetensors")
+    assert world.done_by([*RUN, "--json"]) == {"off": ONCE, "packaged": NEVER}
+    (summary,) = told(capsys, "summary")
+    assert summary["registered"] == 3
+    assert "packaged weights" in summary["warnings"][-1]
+    assert "install sparse_ga again" in summary["warnings"][-1]
+    assert world.done_by(RUN) == {"off": NEVER, "packaged": NEVER}
+    with pytest.raises(InputError, match="install sparse_ga again"):  # and who asks for it is told
+        loading.load_describer(make_config({"forward": {"descriptors": "packaged"}}).forward)
+
+
+@pytest.mark.parametrize("better", ["off", "packaged"])
+@pytest.mark.parametrize("words", [(), ("clean", "out"), ("clean", "out", "--stale")])
+def test_the_same_run_again_goes_straight_to_what_stands(
+    world: World, capsys: pytest.CaptureFixture, better: str, words: tuple[str, ...]
+) -> None:
+    world.left_out["packaged"] = 0 if better == "packaged" else 2
+    assert main(RUN) == 0
+    assert "descriptor network" in capsys.readouterr().err
+    before = Path("out/points.ply").read_bytes()
+    if words:
+        assert main(words) == 0
+        left = 0 if "--stale" in words else 10
+        assert len(list(Path("out/cache/forward").iterdir())) == left
+        assert len(list(Path("out/cache/align3d").iterdir())) == (1 if "--stale" in words else 2)
+    assert world.done_by(RUN) == {"off": NEVER, "packaged": NEVER}
+    assert "descriptor network" not in capsys.readouterr().err
+    assert standing() == better
+    assert Path("out/points.ply").read_bytes() == before
+    # a setting of the last stage is no reason to decide again
+    done = world.done_by([*RUN, "--set", "triangulate.min_angle_deg=2.5"])
+    assert done["packaged" if better == "off" else "off"] == NEVER
+    assert done[better]["triangulate"] == 1
+
+
+@pytest.mark.parametrize("better", ["off", "packaged"])
+def test_a_tight_budget_costs_neither_attempt_what_it_needs(
+    world: World, capsys: pytest.CaptureFixture, better: str
+) -> None:
+    world.left_out["packaged"] = 0 if better == "packaged" else 2
+    worse = "packaged" if better == "off" else "off"
+    tight = [*RUN, "--set", "cache.budget_gb=1e-9"]
+    assert world.done_by(tight) == {better: ONCE, worse: Counter(forward=10)}
+    assert main(["status", "out", "--json"]) == 0
+    stages = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert stages[-1]["finished"]
+    assert [stage["other_bytes"] for stage in stages[:-2]] == [0] * len(STAGE_NAMES)  # of the other attempt none
+    assert main(["export", "out/cache", "--format", "ply", "--out", "ex"]) == 0
+    assert world.done_by(tight) == {"off": NEVER, "packaged": NEVER}
+
+
+def test_an_attempt_killed_before_the_decision_is_taken_up_again_on_a_tight_budget(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(attempts.Attempt, "is_better", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main([*RUN, "--set", "cache.budget_gb=1e-9"]) == 130
+    assert world.done_by(RUN) == {"off": Counter(triangulate=1), "packaged": NEVER}
+
+
+def test_a_second_attempt_killed_half_way_goes_on_from_there_on_a_tight_budget(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, tight = attempts.ClassicalPredictor.predict, [*RUN, "--set", "cache.budget_gb=1e-9"]
+
+    def killed(self: ClassicalPredictor, view_i: View, view_j: View) -> PairPrediction:
+        if self.describer and world.done["packaged"]["forward"] == 6:
+            raise KeyboardInterrupt
+        return real(self, view_i, view_j)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(attempts.ClassicalPredictor, "predict", killed)
+        assert main(tight) == 130
+    assert world.done_by(tight) == {"off": Counter(triangulate=1), "packaged": Counter(forward=4)}
+
+
+CHANGES = {
+    "photograph": lambda: Image.fromarray(np.zeros((32, 48, 3), np.uint8)).save("images/v0.png"),
+    "mask": lambda: write_mask(Path(), 2, shift=5),
+    "camera": lambda: Path("cameras.json").write_text(json.dumps({"v0.png": {"K": np.diag([70.0, 70, 1]).tolist()}})),
+    "pairs": lambda: Path("pairs.txt").write_text("v0 v1\nv1 v2\nv2 v3\nv3 v4\n"),
+}
+
+
+@pytest.mark.parametrize("change", [*CHANGES, "weights", "setting", "stage", "damage", "loss"])
+def test_what_a_decision_depends_on_is_decided_again_where_it_changes(
+    world: World, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    Path("cameras.json").write_text(json.dumps({"v0.png": {"K": np.diag([60.0, 60, 1]).tolist()}}))
+    Path("pairs.txt").write_text("v0 v1\nv1 v2\nv2 v3\n")
+    words = [*RUN, "--cameras", "cameras.json", "--set", "pairs.pairs_file=pairs.txt"]
+    assert main(words) == 0
+    capsys.readouterr()
+    world.left_out["packaged"] = 0
+    (record,) = Path("out/cache/attempts").iterdir()
+    if change == "weights":
+        world.weights = "weights 2"
+    elif change == "damage":
+        record.write_bytes(record.read_bytes()[:-1] + b"x")
+    elif change == "loss":
+        record.unlink()
+    elif change == "stage":
+        monkeypatch.setattr(attempts, "_BEFORE", attempts._BEFORE[1:])
+    else:
+        CHANGES.get(change, lambda: None)()
+    done = world.done_by([*words, "--set", f"refine2d.loss_px={2 if change == 'setting' else 1}"])
+    assert "descriptor network" in capsys.readouterr().err
+    if change in ("damage", "loss", "stage"):  # nothing but the decision itself
+        assert (done, standing()) == ({"off": NEVER, "packaged": NEVER}, "off")
+    else:
+        assert standing() == "packaged"
+        assert done["packaged"]["triangulate"] == 1
+
+
+def test_computing_again_decides_again_unless_from_the_last_stage(world: World, capsys: pytest.CaptureFixture) -> None:
+    assert main(RUN) == 0
+    assert world.done_by([*RUN, "--from", "triangulate"]) == {"off": Counter(triangulate=1), "packaged": NEVER}
+    world.left_out["packaged"] = 0
+    assert world.done_by([*RUN, "--from", "refine2d"]) == {"off": NEVER, "packaged": Counter(triangulate=1)}
+    world.left_out["packaged"] = 2
+    assert world.done_by([*RUN, "--from", "forward"]) == {"off": ONCE, "packaged": Counter(forward=10)}
 
 
 @pytest.mark.slow

@@ -253,8 +253,9 @@ def test_every_object_of_label_masks_in_one_call(folder: Path, capsys: pytest.Ca
     assert run("--object", "7,3", "-q") == 0
     assert run("--object", "3,7") == 0
     told = capsys.readouterr().err.splitlines()
-    assert told[0].startswith("object 3    5 of 5 images")
-    assert len(told) == 3
+    assert told[:2] == ["object 3", "object 7"]  # what is said of an object comes below its name
+    assert told[2].startswith("object 3    5 of 5 images")
+    assert len(told) == 5
     found = reconstruct_objects("images", "masks", cache=folder / "c", predictor=CheapPredictor())
     assert sorted(found) == [3, 7]
     only = reconstruct_objects("images", "masks", cache=folder / "c", predictor=CheapPredictor(), objects=[7])

@@ -433,6 +433,30 @@ def test_clean_frees_what_is_no_longer_needed_and_nothing_is_computed_again(fold
     assert computed(more) == {"encode": 5, "forward": 10, "match": 10, **AFTER_MATCH}
 
 
+def test_what_reads_only_matches_brings_back_no_predictions(folder: Path):
+    run(folder, CheapPredictor())
+    for path in removable(_job(folder, predictor=CheapPredictor()), Store(folder / "cache"), keep=("match",)):
+        path.unlink()
+    predictor = CheapPredictor()
+    assert computed(run(folder, predictor, {"triangulate": {"min_angle_deg": 2.5}})) == {"triangulate": 1}
+    assert predictor.calls == []
+    next((folder / "cache" / "match").iterdir()).unlink()
+    again = run(folder, predictor, {"triangulate": {"min_angle_deg": 3.5}})
+    assert computed(again) == {"forward": 1, "match": 1, "triangulate": 1}
+
+
+def test_the_alignment_decides_whether_to_triangulate(folder: Path):
+    def pipeline() -> Pipeline:
+        return Pipeline(_job(folder, predictor=CheapPredictor()), Store(folder / "cache"))
+
+    asked = []
+    refused = pipeline().run(go_on=lambda result: bool(asked.append(result)))
+    assert asked[0].alignment is refused.alignment is not None
+    assert refused.reconstruction is None
+    assert computed(refused) == {name: count for name, count in ALL.items() if name != "triangulate"}
+    assert computed(pipeline().run(go_on=lambda result: True)) == {"triangulate": 1}
+
+
 def test_a_disk_budget_removes_the_cheapest_and_keeps_the_result(folder: Path):
     whole = run(folder, EncodingPredictor(), cache=folder / "whole")
     tight = run(folder, EncodingPredictor(), {"cache": {"budget_gb": 1e-9}})

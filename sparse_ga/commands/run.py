@@ -66,7 +66,7 @@ def _run_objects(args: argparse.Namespace, wanted: str | tuple[int, ...], report
         record = record_from(args, out, label)
         cache = Path(args.cache) / object_folder(label) if args.cache else out / "cache"
         span = Span(args.from_stage, args.until, tuple(args.format or ()))
-        reporter.detail(f"object {label}")
+        reporter.info(f"object {label}")
         try:
             reconstruction, files = _make(record, cache, span, reporter)
         except InputError as error:

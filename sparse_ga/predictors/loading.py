@@ -63,6 +63,9 @@ def load_describer(config: ForwardConfig) -> DenseDescriptor | None:
     try:
         return DenseDescriptor.load(path, FIRST_SIZE, device)
     except (OSError, ValueError) as error:
+        if config.descriptors == PACKAGED:
+            lost = "the packaged weights of the descriptor network are missing or damaged; install sparse_ga again"
+            raise InputError(f"{path}: {lost}") from None
         raise InputError(f"forward.descriptors: {error}") from None
 
 
