@@ -223,7 +223,7 @@ def test_without_evidence_the_focal_length_comes_from_a_first_reconstruction(fol
     predictor = EncodingPredictor(sufficient=False)
     result = run(folder, predictor)
     assert computed(result) == {"encode": 5, "calibrate": 2, **ALL}
-    assert len(predictor.calls) == 50  # from three guesses, once more from the best, then for good
+    assert len(predictor.calls) == 60  # from four guesses, once more from the best, then for good
     for view in result.views:
         assert view.intrinsics[0, 0] == pytest.approx(300, rel=0.003)  # what the cheap alignment says
     assert len(list((folder / "cache" / "forward").iterdir())) == 10
