@@ -195,12 +195,8 @@ class Pipeline:
         if not calibration.sufficient.all():
             key = calibrate.key_from_reconstruction(views, pair_list, job.predictor, job.config)
             calibration = self.ensure(key, lambda: self._calibrate_by_reconstruction(views, pair_list, calibration))
-        guessed = int((~calibration.sufficient).sum())
-        if guessed:
-            self.reporter.warn(
-                f"the focal length of {guessed} photographs is a guess, {calibrate.FIRST_GUESS} times their long side: "
-                "too few of them hang together to tell it; give it (--cameras) if you know it"
-            )
+        if warning := calibrate.warning_of(calibration):
+            self.reporter.warn(warning)
         return calibrate.apply(views, calibration)
 
     def _vote(self, views: Sequence[View], pair_list: Sequence[Pair]) -> Calibration:

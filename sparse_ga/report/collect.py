@@ -22,6 +22,7 @@ from sparse_ga.report.details import (
     StageResiduals,
     StageSize,
 )
+from sparse_ga.stages.calibrate import Calibration, warning_of
 from sparse_ga.stages.job import Job
 from sparse_ga.status import JobKeys, job_keys, status
 from sparse_ga.store import Key, Store
@@ -74,7 +75,7 @@ def collect_details(
         uncertainty_deg=np.zeros(0) if refined is None else refined.uncertainty_deg,
         stages=tuple(stages),
         advice=tuple(advice),
-        warnings=_warnings(views, records, refined),
+        warnings=_warnings(views, records, refined, _calibration(keys, store)),
         settings=changed_settings(job.config),
     )
 
@@ -199,8 +200,18 @@ def _convergence(coarse: Alignment | None, refined: Alignment | None) -> tuple[C
     )
 
 
-def _warnings(views: Sequence[View], records: Sequence[PairRecord], refined: Alignment | None) -> tuple[str, ...]:
+def _calibration(keys: JobKeys, store: Store) -> Calibration | None:
+    """The focal lengths that the run went on with, where it had to estimate them."""
+    calibrated = keys.by_stage["calibrate"]
+    return store.get(calibrated[-1]) if calibrated else None
+
+
+def _warnings(
+    views: Sequence[View], records: Sequence[PairRecord], refined: Alignment | None, calibration: Calibration | None
+) -> tuple[str, ...]:
     warnings = []
+    if calibration is not None and (text := warning_of(calibration)):
+        warnings.append(text)
     if views and all(view.mask.all() for view in views):
         warnings.append("no masks and no alpha channels: everything in the photographs counts as the object")
     if refined is not None and not refined.status.startswith("ok"):

@@ -178,6 +178,17 @@ def first_guess(views: Sequence[View], calibration: Calibration) -> Calibration:
     )
 
 
+def warning_of(calibration: Calibration) -> str:
+    """What a person should know of a final calibration; empty where every focal length is known."""
+    guessed = int((~calibration.sufficient).sum())
+    if not guessed:
+        return ""
+    return (
+        f"the focal length of {guessed} photographs is a guess, {FIRST_GUESS} times their long side: too few of them "
+        "hang together to tell it; give it (--cameras) if you know it"
+    )
+
+
 def starts(views: Sequence[View], voted: Calibration) -> list[Calibration]:
     """Where to start reconstructing from: what too few votes were for, a plain guess, a longer and a shorter one.
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from sparse_ga.api import reconstruct
+from sparse_ga.cli import main
 from sparse_ga.config import make_config
 from sparse_ga.evaluation import CameraSet, evaluate_cameras
 from sparse_ga.pipeline import Pipeline
 from sparse_ga.products import Alignment, Reconstruction, View
-from sparse_ga.progress import Reporter
 from sparse_ga.stages import calibrate
 from sparse_ga.stages.calibrate import Calibration, Reconstructed
 from sparse_ga.synthetic.scene import make_scene
@@ -124,21 +124,18 @@ def test_what_has_not_moved_is_not_reconstructed_again() -> None:
     assert found.calibration.focal_px[0] == pytest.approx(80.8)
 
 
-def test_two_photographs_get_the_plain_guess_and_a_warning(tmp_path: Path) -> None:
+def test_two_photographs_get_the_plain_guess_and_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In two views a longer focal length always fits a little better: whatever their matches say is no measurement."""
     scene = make_scene(SceneConfig(views=2, size=(256, 192), arc_deg=16, focal_px=256))
     scene.write(tmp_path)
-    reporter = Reporter("silent")
-    found = reconstruct(
-        tmp_path / "images",
-        tmp_path / "masks",
-        cache=tmp_path / "cache",
-        config={"forward": {"descriptors": "off"}, "triangulate": {"dense": False}},
-        reporter=reporter,
-    )
-    assert found.registered.all()
-    assert found.intrinsics[:, 0, 0] == pytest.approx(calibrate.FIRST_GUESS * 256, rel=0.1)
-    assert any("is a guess" in warning for warning in reporter.warnings)
+    out, settings = tmp_path / "out", ("forward.descriptors=off", "triangulate.dense=false")
+    words = ["run", tmp_path / "images", "--masks", tmp_path / "masks", "--out", out, "--format", "npz"]
+    assert main([*map(str, words), *(word for setting in settings for word in ("--set", setting))]) == 0
+    told = capsys.readouterr().err + (out / "report.html").read_text(encoding="utf-8")
+    assert told.count("2 photographs is a guess, 1.2 times their long side") >= 2
+    found = np.load(out / "reconstruction.npz")
+    assert len(found["names"]) == 2
+    assert found["intrinsics"][:, 0, 0] == pytest.approx(calibrate.FIRST_GUESS * 256, rel=0.1)
 
 
 @pytest.mark.slow
