@@ -181,7 +181,7 @@ def test_depth_masks_and_correspondences_agree_with_a_mesh() -> None:
     assert wrong < 0.01
 
 
-@pytest.mark.slow
+@pytest.mark.bars
 def test_depth_masks_and_correspondences_agree_with_meshes_of_many_objects() -> None:
     iou, depth_error, wrong = _compare_with_mesh(SceneConfig(8, 2, 128, 128, grid=48), seed=22, resolution=160)
     assert iou > 0.96

@@ -203,7 +203,7 @@ def test_dropped_and_rejected_pairs_take_no_part(small: Inputs) -> None:
     np.testing.assert_array_equal(with_wrong.track_points, without.track_points)
 
 
-@pytest.mark.slow
+@pytest.mark.bars
 def test_24_views_of_a_rotating_object() -> None:
     inputs = oracle_inputs(SceneConfig(views=24, elevations_deg=(25.0, -10.0)), NOISE, pose_deg=0.2)
     scene = inputs.scene
