@@ -502,6 +502,7 @@ def test_words_that_are_no_command_end_in_one_line(words: list[str], message: st
     assert json.loads(capsys.readouterr().out)["exit_code"] == 2
 
 
+@pytest.mark.slow
 def test_outputs_and_caches_that_cannot_be_written_are_exit_code_4(folder: Path, capsys: pytest.CaptureFixture):
     (folder / "file").write_text("x")
     assert command("match", "images/v0.png", "images/v1.png", "--masks", "masks", "--out", "file") == 4
@@ -573,6 +574,7 @@ sys.exit(main(["run", "images", "--masks", "masks", "--format", "ply"]))
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_interrupted_it_says_how_to_go_on_and_the_cache_serves(folder: Path, sent: signal.Signals):
     script = _SCRIPT.format(tests=str(Path(__file__).parent))
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)

@@ -174,6 +174,7 @@ def _wrong_visibility(scene: Scene, mesh: Mesh, depth: torch.Tensor, row: int) -
     return float((t < distance - hidden).mean())
 
 
+@pytest.mark.slow
 def test_depth_masks_and_correspondences_agree_with_a_mesh() -> None:
     iou, depth_error, wrong = _compare_with_mesh(SceneConfig(2, 2, 64, 64, grid=32), seed=21, resolution=128)
     assert iou > 0.97

@@ -34,6 +34,7 @@ def surface(benchmark: ModuleType, out: Path, scene: SceneConfig, **options: obj
     return benchmark.benchmark_surface(benchmark.SurfaceBenchmarkConfig(scene, **options), out)
 
 
+@pytest.mark.slow
 def test_a_small_object_with_known_cameras_and_a_mask_of_everything(benchmark: ModuleType, tmp_path: Path) -> None:
     settings = '{"triangulate": {"mesh_depth": 6}}'
     outcome = surface(
