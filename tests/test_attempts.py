@@ -237,6 +237,7 @@ def told(capsys: pytest.CaptureFixture, event: str) -> list[dict]:
     return [line for line in lines if line["event"] == event]
 
 
+@pytest.mark.slow
 def test_only_the_attempt_that_stands_is_triangulated(world: World) -> None:
     assert world.done_by(RUN) == {"off": ONCE, "packaged": Counter(forward=10)}
     assert standing() == "off"
@@ -277,6 +278,7 @@ def test_without_the_packaged_weights_the_first_attempt_stands(
         loading.load_describer(make_config({"forward": {"descriptors": "packaged"}}).forward)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("better", ["off", "packaged"])
 @pytest.mark.parametrize("words", [(), ("clean", "out"), ("clean", "out", "--stale")])
 def test_the_same_run_again_goes_straight_to_what_stands(
@@ -301,6 +303,7 @@ def test_the_same_run_again_goes_straight_to_what_stands(
     assert done[better]["triangulate"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("better", ["off", "packaged"])
 def test_a_tight_budget_costs_neither_attempt_what_it_needs(
     world: World, capsys: pytest.CaptureFixture, better: str
@@ -350,6 +353,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [*CHANGES, "weights", "setting", "stage", "damage", "loss"])
 def test_what_a_decision_depends_on_is_decided_again_where_it_changes(
     world: World, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, change: str
@@ -380,6 +384,7 @@ def test_what_a_decision_depends_on_is_decided_again_where_it_changes(
         assert done["packaged"]["triangulate"] == 1
 
 
+@pytest.mark.slow
 def test_computing_again_decides_again_unless_from_the_last_stage(world: World, capsys: pytest.CaptureFixture) -> None:
     assert main(RUN) == 0
     assert world.done_by([*RUN, "--from", "triangulate"]) == {"off": Counter(triangulate=1), "packaged": NEVER}

@@ -62,6 +62,7 @@ def test_run_writes_the_outputs_and_a_short_summary(folder: Path, capsys: pytest
     }
 
 
+@pytest.mark.slow
 def test_a_second_run_gives_the_same_bytes(folder: Path):
     assert run() == 0
     outputs = {path: path.read_bytes() for path in (folder / "out").iterdir() if path.is_file()}
@@ -94,6 +95,7 @@ def test_quiet_says_nothing_and_verbose_more(folder: Path, capsys: pytest.Captur
     assert "forward: 0 computed, 10 from the cache" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_until_stage_status_and_clean_need_only_the_folder(folder: Path, capsys: pytest.CaptureFixture):
     assert run("--until", "match") == 0
     assert "sparse-ga status" in capsys.readouterr().err
@@ -233,6 +235,7 @@ def test_help_comes_at_once():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 
+@pytest.mark.slow
 def test_every_object_of_label_masks_in_one_call(folder: Path, capsys: pytest.CaptureFixture):
     for n in range(5):
         labels = np.zeros((32, 48), np.uint8)
@@ -289,6 +292,7 @@ def test_an_object_that_cannot_be_used_leaves_the_others_alone(
 # ---------------------------------------------------------------- what --json prints
 
 
+@pytest.mark.slow
 def test_json_obeys_its_published_schema(folder: Path, capsys: pytest.CaptureFixture):
     validator = Draft202012Validator(event_schema())
     validator.check_schema(event_schema())
@@ -339,6 +343,7 @@ def obeying(capsys: pytest.CaptureFixture) -> list[dict]:
     return events
 
 
+@pytest.mark.slow
 def test_doctor_and_view_obey_the_schema(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -515,6 +520,7 @@ def test_outputs_and_caches_that_cannot_be_written_are_exit_code_4(folder: Path,
     assert "choose another with --cache" in wrong(capsys, 4)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_exit_code_4_and_the_cache_stays_usable(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
@@ -595,6 +601,7 @@ def test_interrupted_it_says_how_to_go_on_and_the_cache_serves(folder: Path, sen
     assert (folder / "out" / "points.ply").read_bytes() == (folder / "fresh" / "points.ply").read_bytes()
 
 
+@pytest.mark.slow
 def test_pycolmap_leaves_the_signals_to_the_command():
     code = (
         "import os, signal, sys, time\n"

@@ -241,6 +241,7 @@ def test_program_names_what_is_missing(
     assert "bad.json" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_program_renders_what_it_reconstructs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -262,6 +263,7 @@ def test_program_renders_what_it_reconstructs(
             run_program(monkeypatch, tmp_path, *wrong)
 
 
+@pytest.mark.slow
 def test_pairs_are_judged_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -154,6 +154,7 @@ def test_check_of_a_bare_object_warns_where_sift_is_all_there_is(tmp_path: Path,
         assert f"0 errors, {warnings} warnings" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_match_command_draws_and_writes_source_pixels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
@@ -271,6 +272,7 @@ def test_quiet_is_silent_and_a_failing_stage_ends_its_bar():
     assert stream.getvalue() == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["catmlp+dpt", "dpt"])
 def test_match_and_run_with_a_random_checkpoint_of_a_network(
     head: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture

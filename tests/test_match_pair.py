@@ -53,6 +53,7 @@ def match_command(folder: Path, *more: object) -> int:
     return main([str(word) for word in words])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["catmlp+dpt", "linear"])
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("fine", [True, False])
@@ -136,6 +137,7 @@ def test_fine_matches_are_more_and_more_exact(scene: tuple[SyntheticScene, Path]
         assert scene[0].masks["ij".index(name)][row, column].all()
 
 
+@pytest.mark.slow
 def test_photographs_of_one_name_are_not_mixed_up(photos: Path) -> None:
     """Windows of two photographs called alike must not share features."""
     for name in "AB":
@@ -174,6 +176,7 @@ def bare_pair(folder: Path, descriptors: str) -> MatchedPair:
     return match_pair(images, masks, config=make_config({"forward": {"descriptors": descriptors}}))
 
 
+@pytest.mark.slow
 def test_the_network_is_asked_about_a_pair_that_sift_alone_refuses(bare: Path) -> None:
     alone, asked, auto = (bare_pair(bare, descriptors) for descriptors in ("off", "packaged", "auto"))
     assert alone.verified.rejected is not None
@@ -183,6 +186,7 @@ def test_the_network_is_asked_about_a_pair_that_sift_alone_refuses(bare: Path) -
     np.testing.assert_array_equal(auto.verified.matches.xy_j, asked.verified.matches.xy_j)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("more", "code"), [([], 0), (["--set", "forward.descriptors=off"], 3)])
 def test_the_command_says_that_the_network_was_asked(
     bare: Path, tmp_path: Path, capsys: pytest.CaptureFixture, more: list[str], code: int
@@ -194,6 +198,7 @@ def test_the_command_says_that_the_network_was_asked(
     assert ("would drop this pair: only" in told) == (code == 3)
 
 
+@pytest.mark.slow
 def test_a_pair_that_both_refuse_is_told_with_both_reasons(photos: Path, capsys: pytest.CaptureFixture) -> None:
     assert match_command(photos, "--masks", photos / "masks") == 3
     told = capsys.readouterr().err
@@ -207,6 +212,7 @@ class OwnPredictor(ClassicalPredictor):
     """Somebody's own, of which nothing is known."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "asked"), [(ClassicalPredictor, True), (OwnPredictor, False)])
 def test_the_second_attempt_is_the_classical_predictors_alone_and_keeps_its_settings(
     photos: Path, kind: type[ClassicalPredictor], asked: bool

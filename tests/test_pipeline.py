@@ -336,6 +336,7 @@ def _run_slowly(folder: str, cache: str) -> None:
     run(Path(folder), Slow(), cache=Path(cache))
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_and_resumed_it_ends_with_the_same_bytes(folder: Path):
     run(folder, EncodingPredictor(), cache=folder / "whole")
     context = multiprocessing.get_context("fork")

@@ -76,6 +76,7 @@ def test_codec_keeps_nested_values_and_special_floats():
     assert codec.decode(codec.encode(value)) == {"a": value["a"], "b": {"c": 0.5, "d": ()}}
 
 
+@pytest.mark.slow
 def test_codec_bytes_depend_on_the_value_only():
     first = codec.encode(make_view())
     code = "import sys; sys.path.insert(0, sys.argv[1]); from test_store import make_view; from sparse_ga import codec;"

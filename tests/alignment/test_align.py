@@ -46,6 +46,7 @@ def test_exact_predictions_give_exact_cameras() -> None:
     assert refined.status == "ok"
 
 
+@pytest.mark.slow
 def test_noisy_predictions_are_refined_far_below_their_noise() -> None:
     case = ring_case(6, MILD)
     _, coarse = case.align()
@@ -296,6 +297,7 @@ def test_zero_confidence_in_every_other_cross_pixel() -> None:
     assert rotation_errors(alignment, case.scene).max() < 1.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lookalike", pytest.param("shuffled", marks=pytest.mark.slow)])
 def test_three_tenths_of_wrong_pairs_lose_at_most_one_view(kind: str) -> None:
     noise = replace(MILD, wrong_share=0.3, wrong_kind=kind)
@@ -326,6 +328,7 @@ class Symmetric(OraclePredictor):
         return transforms.inverse(poses[i]) @ turn @ poses[j]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "expected"), [(8, 6), pytest.param(12, 13, marks=pytest.mark.slow)])
 def test_sides_that_look_alike_do_not_fold_the_ring(count: int, expected: int) -> None:
     scene = build_scene(ring(count), same_intrinsics(count))
@@ -339,6 +342,7 @@ def test_sides_that_look_alike_do_not_fold_the_ring(count: int, expected: int) -
     assert rotation_errors(alignment, scene).max() < 5.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lookalike", "shuffled"])
 def test_a_view_whose_pairs_are_all_wrong_is_not_invented(kind: str) -> None:
     noise = replace(MILD, wrong_share=1.0, wrong_kind=kind)
@@ -354,6 +358,7 @@ def test_a_view_whose_pairs_are_all_wrong_is_not_invented(kind: str) -> None:
     assert rotation_errors(alignment, case.scene).max() < 1.5
 
 
+@pytest.mark.slow
 def test_wrong_point_maps_with_right_matches_do_no_harm() -> None:
     good, wrong = ring_case(6, MILD), ring_case(6, replace(MILD, wrong_share=1.0))
     case = good
@@ -379,6 +384,7 @@ def test_dropped_pairs_that_fit_come_back() -> None:
     assert text not in refined.dropped_pairs
 
 
+@pytest.mark.slow
 def test_unregistered_views_are_placed_by_the_refined_points() -> None:
     case = ring_case(6, MILD)
     canonical, coarse = case.align()
@@ -395,6 +401,7 @@ def test_unregistered_views_are_placed_by_the_refined_points() -> None:
     np.testing.assert_allclose(refined.intrinsics[:, 0, 0], refined.intrinsics[0, 0, 0], rtol=1e-9)  # one camera, one f
 
 
+@pytest.mark.slow
 def test_pairs_of_a_placed_view_are_no_longer_dropped() -> None:
     case = ring_case(6, MILD)
     canonical, coarse = case.align()
@@ -414,6 +421,7 @@ def test_pairs_of_a_placed_view_are_no_longer_dropped() -> None:
 # Intrinsics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "factor", [pytest.param(0.7, marks=pytest.mark.slow), 4.0, pytest.param(8.0, marks=pytest.mark.slow)]
 )
@@ -438,6 +446,7 @@ def with_intrinsics(case: Case, source: str, factor: float = 1.0) -> Case:
     )
 
 
+@pytest.mark.slow
 def test_given_intrinsics_are_held_to_the_last_bit_unless_told_otherwise() -> None:
     case = with_intrinsics(ring_case(5, MILD), "given", 1.05)
     held = case.refine()
@@ -447,6 +456,7 @@ def test_given_intrinsics_are_held_to_the_last_bit_unless_told_otherwise() -> No
     np.testing.assert_allclose(released.intrinsics[:, 0, 0], FOCAL, rtol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["exif", "unknown"])
 def test_estimated_intrinsics_are_a_start(source: str) -> None:
     case = with_intrinsics(ring_case(6, MILD), source, 1.08)
@@ -524,6 +534,7 @@ def turned_case(offset: tuple[float, float] = (0.0, 0.0), match_px: float = 0.7)
     return make_case(scene, complete(8), replace(MILD, match_px=match_px), spacing=4 if match_px < 0.5 else 6)
 
 
+@pytest.mark.slow
 def test_upright_and_turned_photographs_of_a_camera_share_its_focal_length() -> None:
     case = turned_case()
     for alignment in (case.align()[1], case.refine()):
@@ -545,6 +556,7 @@ def test_upright_and_turned_photographs_have_their_own_principal_points(mode: st
     assert rotation_errors(refined, case.scene).max() < 0.6
 
 
+@pytest.mark.slow
 def test_a_known_principal_point_off_the_centre_is_honoured() -> None:
     intrinsics = same_intrinsics(6)
     intrinsics[:, :2, 2] += np.array([20.0, -12.0])
@@ -574,6 +586,7 @@ def with_poses(case: Case, which: list[int], error_deg: float = 0.0) -> Case:
     return case.with_views(views)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [[1, 4], pytest.param([0, 1, 2, 3, 4, 5], marks=pytest.mark.slow)])
 def test_given_poses_are_kept_and_fix_frame_and_scale(which: list[int]) -> None:
     case = with_poses(ring_case(6, MILD), which)
@@ -590,6 +603,7 @@ def test_given_poses_are_kept_and_fix_frame_and_scale(which: list[int]) -> None:
         assert np.median(alignment.anchor_depth[of_anchor == n]) == pytest.approx(true_depth[n], rel=0.05)
 
 
+@pytest.mark.slow
 def test_one_given_pose_places_the_frame_only() -> None:
     case = with_poses(ring_case(6, MILD), [2])
     for alignment in (case.align()[1], case.refine()):
@@ -599,6 +613,7 @@ def test_one_given_pose_places_the_frame_only() -> None:
     assert rotation_errors(alignment, case.scene).max() < 1.0
 
 
+@pytest.mark.slow
 def test_given_poses_as_a_prior_are_improved() -> None:
     case = with_poses(ring_case(6, MILD), list(range(6)), error_deg=1.0)
     start = replace(case.align()[1])
@@ -627,6 +642,7 @@ def test_everything_known_comes_back_unchanged() -> None:
     np.testing.assert_array_equal(refined.intrinsics, case.scene.intrinsics)
 
 
+@pytest.mark.slow
 def test_pairs_against_given_poses_are_dropped() -> None:
     good, wrong = ring_case(6, MILD), ring_case(6, replace(MILD, wrong_share=1.0))
     case = with_poses(good.changed(0, wrong.predictions[0], wrong.matches[0]), [0, 1])

@@ -153,6 +153,7 @@ def test_background_pixels_change_nothing() -> None:
         np.testing.assert_array_equal(a.depth, b.depth)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_pairs() -> None:
     case = ring_case(6, MILD)
     oracle = OraclePredictor(case.scene, 0, MILD, "matches", 6)

@@ -128,6 +128,7 @@ def test_nothing_registered_is_an_empty_model(reconstruction: Reconstruction, tm
     assert pycolmap.Reconstruction(str(tmp_path)).num_images() == 0
 
 
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes(reconstruction: Reconstruction, tmp_path: Path) -> None:
     plain = replace(reconstruction, names=tuple(name.replace(" ", "_") for name in reconstruction.names))
     here = [path for text in (False, True) for path in write_colmap(plain, tmp_path / "a" / str(text), text)]

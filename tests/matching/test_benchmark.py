@@ -25,6 +25,7 @@ def benchmark() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_identical_to_the_plain_algorithm(benchmark: ModuleType, seed: int) -> None:
     result = benchmark.benchmark_matching(seed, height=72, width=96, subsample=4, repeats=1)

@@ -280,6 +280,7 @@ def test_descriptors_that_are_all_nan_give_no_match() -> None:
     assert len(match_prediction(predict((d, d, d, d)), view, view, CONFIG)) == 0
 
 
+@pytest.mark.slow
 def test_constant_descriptors_end_in_one_match() -> None:
     """A dead network: everything ties with everything, the lowest pixel wins; it lies in the ignored border."""
     d = np.ones((64, 64, 8), np.float32)

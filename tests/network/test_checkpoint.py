@@ -458,6 +458,7 @@ def mutate(tmp_path: Path, n: int, model: torch.nn.Module, originals: tuple[Path
     return target
 
 
+@pytest.mark.slow
 def test_200_mutations_never_run_and_never_load_wrong(tmp_path: Path, model) -> None:
     pth = write_pth(model, tmp_path / "good.pth")
     save_model(model, tmp_path / "good", "Apache-2.0")

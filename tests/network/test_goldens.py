@@ -71,6 +71,7 @@ def test_vit_large_key_list(shared_dir: Path) -> None:
     assert [(k, list(v.shape)) for k, v in model.state_dict().items()] == want
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("name", PAIR_GOLDENS)
 def test_pairs(shared_dir: Path, name: str, packed: bool) -> None:
@@ -88,6 +89,7 @@ def test_pairs(shared_dir: Path, name: str, packed: bool) -> None:
             assert compare(output, golden, f"{tag}/view{view}/") == (4 if name.startswith("mast3r") else 2)
 
 
+@pytest.mark.slow
 def test_portrait_in_a_landscape_batch(shared_dir: Path) -> None:
     model = drawn_model(golden_arch(shared_dir / "golden" / "mast3r_manyar.json"))
     golden = np.load(shared_dir / "golden" / "mast3r_manyar.npz")

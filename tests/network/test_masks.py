@@ -82,6 +82,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "count"), [((48, 64), 1), ((176, 80), 3), ((96, 256), 2)])
 def test_background_pixels_do_not_change_one_bit_at_any_size_batch_and_number_of_threads(
     model: AsymmetricCroCo3DStereo, threads: int, size: tuple[int, int], count: int

@@ -28,6 +28,7 @@ def prediction(views: list[View]):
     return ClassicalPredictor().predict(views[0], views[1])
 
 
+@pytest.mark.slow
 def test_matches_are_right_and_on_the_object(scene, views: list[View], prediction) -> None:
     assert prediction.rejected is None
     matches = prediction.matches

@@ -142,6 +142,7 @@ def _rays(noise: float, rng: np.random.Generator, count: int = 200) -> tuple[Arr
     return ends[0], ends[1]
 
 
+@pytest.mark.slow
 def test_rotation_sigma_is_the_scatter_of_estimates() -> None:
     rng, noise = np.random.default_rng(4), 2e-3
     errors, sigmas = [], []
@@ -216,6 +217,7 @@ def pair_error_deg(prediction: PairPrediction, view_j: View, true: Array) -> flo
     return float(rotation_angle_deg(nearest_rotation(i_from_j[:3, :3]).T @ true[:3, :3]))
 
 
+@pytest.mark.slow
 def test_pairs_are_matched_once_whatever_the_focal_length(
     monkeypatch: pytest.MonkeyPatch, describer: DenseDescriptor, views: list[View]
 ) -> None:

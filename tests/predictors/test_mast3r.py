@@ -111,6 +111,7 @@ def test_background_does_not_change_one_bit(network: AsymmetricCroCo3DStereo, mo
         assert identical(reference, chosen.predict(other_background(view_i, seed), other_background(view_j, seed + 9)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
     ("size_i", "size_j"), [((48, 64), (64, 48)), ((192, 256), (256, 192)), ((384, 512), (96, 128))]
@@ -158,6 +159,7 @@ def test_batches_and_features_change_nothing(network: AsymmetricCroCo3DStereo) -
         assert identical(prediction, chosen.predict(views[i], views[j]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["dpt", "catmlp+dpt", "catconv", "linear"])
 def test_what_heads_keep_of_an_image_changes_no_bit(head: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kept from an earlier pair, made again after it was dropped, or made for this pair; for both sides of a pair."""
@@ -227,6 +229,7 @@ def test_dust3r_has_no_descriptors() -> None:
         assert all(m.descriptors is None and m.descriptor_confidence is None for m in pointmaps(prediction))
 
 
+@pytest.mark.slow
 def test_fingerprint_follows_weights_and_settings_only(network: AsymmetricCroCo3DStereo) -> None:
     base = predictor(network)
     assert base.fingerprint == predictor(random_model(small_mast3r("catmlp+dpt"))).fingerprint
@@ -241,6 +244,7 @@ def test_fingerprint_follows_weights_and_settings_only(network: AsymmetricCroCo3
     assert richer.fingerprint == base.fingerprint
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::sparse_ga.network.errors.LicenceNotice")
 def test_containers_of_the_same_weights_are_the_same_predictor(
     tmp_path: Path, network: AsymmetricCroCo3DStereo

@@ -90,6 +90,7 @@ def test_a_run_writes_it_with_advice_for_what_is_left_out(folder: Path, monkeypa
     assert json.loads((folder / "out" / "cache" / "job.json").read_text())["seconds"].keys() >= {"forward", "align3d"}
 
 
+@pytest.mark.slow
 def test_times_of_earlier_runs_are_kept(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(folder)
     words = ["run", "images", "--masks", "masks", "--format", "ply", "-q"]

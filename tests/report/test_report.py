@@ -244,6 +244,7 @@ def test_warnings_name_what_is_wrong():
     assert "None." in Page(render_report(reconstruction(left_out=()), ReportDetails())).text
 
 
+@pytest.mark.slow
 def test_same_input_same_bytes(tmp_path: Path):
     r = reconstruction()
     first = write_report(r, tmp_path / "a" / "report.html", details_of(r))

@@ -124,6 +124,7 @@ def test_what_has_not_moved_is_not_reconstructed_again() -> None:
     assert found.calibration.focal_px[0] == pytest.approx(80.8)
 
 
+@pytest.mark.slow
 def test_two_photographs_get_the_plain_guess_and_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In two views a longer focal length always fits a little better: whatever their matches say is no measurement."""
     scene = make_scene(SceneConfig(views=2, size=(256, 192), arc_deg=16, focal_px=256))

@@ -59,6 +59,7 @@ def compute(work: PairStages, batches: Sequence[Sequence[int]]) -> None:
             work.keep(k, prediction, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["catmlp+dpt", "dpt"])
 @pytest.mark.parametrize("options", [{}, {"precision": "bf16"}, {"mask_mode": "context"}, {"keep_descriptors": True}])
 def test_features_from_the_cache_serve_as_those_in_memory(
@@ -75,6 +76,7 @@ def test_features_from_the_cache_serve_as_those_in_memory(
     assert artifacts(first, tmp_path / "a") == artifacts(second, tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_pairs_with_an_empty_mask_say_so_and_all_others_are_matched(tmp_path: Path) -> None:
     work = stages(tmp_path, "catmlp+dpt")
     compute(work, [[k] for k in range(len(PAIRS))])
@@ -84,6 +86,7 @@ def test_pairs_with_an_empty_mask_say_so_and_all_others_are_matched(tmp_path: Pa
         assert work.load_prediction(k).rejected is None or 3 in (i, j)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [[10], [1, 9], [3, 3, 3, 1]])
 def test_batches_of_any_size_give_nearly_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: list[int]

@@ -29,6 +29,7 @@ def true_points(scene: SyntheticScene, n: int, in_view: int) -> Array:
     return transforms.apply(motion, points)
 
 
+@pytest.mark.slow
 def test_without_noise_it_is_the_truth(scene: SyntheticScene) -> None:
     views = scene.views()
     prediction = OraclePredictor(scene, noise=EXACT).predict(views[0], views[1])

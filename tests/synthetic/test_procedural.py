@@ -34,6 +34,7 @@ def batch() -> Batch:
     return render_batch(SceneConfig(objects=3, views=2, height=40, width=48, grid=32), seed=3, index=1)
 
 
+@pytest.mark.slow
 def test_batch_is_deterministic_and_indices_differ(batch: Batch) -> None:
     config = SceneConfig(objects=3, views=2, height=40, width=48, grid=32)
     again, other = render_batch(config, 3, 1), render_batch(config, 3, 2)
@@ -190,6 +191,7 @@ def test_depth_masks_and_correspondences_agree_with_meshes_of_many_objects() -> 
     assert wrong < 0.01
 
 
+@pytest.mark.slow
 def test_mesh_of_a_field_is_closed_and_on_the_surface() -> None:
     objects = sample_objects(_draw(14), 1)
     mesh = extract_mesh(objects, 64)
@@ -326,6 +328,7 @@ def test_imperfect_masks_are_near_the_exact_ones_and_never_empty() -> None:
     assert 2 < int(exact.sum()) < 20
 
 
+@pytest.mark.slow
 def test_pool_renders_what_is_missing_and_reads_what_is_there(tmp_path: object) -> None:
     from pathlib import Path
 

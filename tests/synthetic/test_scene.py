@@ -27,6 +27,7 @@ def orbit() -> SyntheticScene:
     )
 
 
+@pytest.mark.slow
 def test_depth_lies_on_the_surface(turning: SyntheticScene) -> None:
     for n in range(len(turning)):
         points = cameras.unproject_depth(turning.intrinsics[n], turning.depth[n])[turning.masks[n]]
@@ -56,6 +57,7 @@ def test_background_stands_still_while_the_object_turns(turning: SyntheticScene)
     assert moved > 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["turning", "orbit"])
 def test_colours_of_one_point_agree_between_views(name: str, request: pytest.FixtureRequest) -> None:
     """A point keeps its colour from view to view up to light and resampling: poses and pictures fit together."""
@@ -111,6 +113,7 @@ def test_depth_at_arbitrary_pixels(turning: SyntheticScene) -> None:
     assert depth[1] == 0
 
 
+@pytest.mark.slow
 def test_same_config_same_bytes() -> None:
     config = SceneConfig(views=2, size=SMALL, mesh_resolution=56, motion="free", roll="all", shape="ring")
     one, again = make_scene(config), make_scene(config)

@@ -16,6 +16,7 @@ def keypoints_on_object(texture: str) -> int:
     return len(cv2.SIFT_create(contrastThreshold=0.02).detect(cv2.cvtColor(scene.images[0], cv2.COLOR_RGB2GRAY), mask))
 
 
+@pytest.mark.slow
 def test_rich_texture_is_rich_and_weak_is_weak() -> None:
     rich, weak = keypoints_on_object("rich"), keypoints_on_object("weak")
     assert rich > 200

@@ -114,6 +114,7 @@ def test_draw_matches_without_any_overlap(drawn: tuple[PairBatch, MaskMode, Draw
     assert not bool(valid.any())
 
 
+@pytest.mark.slow
 def test_steps_that_are_rendered_together_get_different_objects() -> None:
     task = CompactTask(replace(TINY, objects=1, rendered_steps=2), None)
     first, second, third = (task.batch(step, CPU)[0].images for step in (0, 1, 2))
@@ -123,6 +124,7 @@ def test_steps_that_are_rendered_together_get_different_objects() -> None:
     assert torch.equal(fresh.batch(1, CPU)[0].images, second)
 
 
+@pytest.mark.slow
 def test_batches_from_a_pool_show_pool_objects_and_are_the_same_again(tmp_path: Path) -> None:
     pool = Pool(tmp_path, SceneConfig(objects=1, views=3, height=48, width=48, grid=20), 9)
     task = CompactTask(replace(TINY, pool_objects=2), None, pool=pool)
@@ -157,6 +159,7 @@ def test_interleave_puts_both_orders_next_to_each_other() -> None:
     assert second.tolist() == [10, 1, 20, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [0, 1, 2])
 def test_loss_is_finite_and_reaches_every_part_in_every_mode(mode: int) -> None:
     weights = tuple(float(k == mode) for k in range(3))
@@ -172,6 +175,7 @@ def test_loss_is_finite_and_reaches_every_part_in_every_mode(mode: int) -> None:
             assert torch.isfinite(parameter.grad).all(), name
 
 
+@pytest.mark.slow
 def test_same_step_same_loss_and_other_step_other_loss() -> None:
     task = CompactTask(TINY, None)
     model = task.build()
@@ -193,6 +197,7 @@ class _Fixed(CompactTask):
         return pairs, mode, Draw(torch.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 def test_compact_loss_falls_on_one_batch() -> None:
     task = _Fixed(TINY, None)
     model = task.build()
@@ -209,6 +214,7 @@ def test_compact_loss_falls_on_one_batch() -> None:
     assert records[-1]["total"] < 0.8 * records[0]["total"]
 
 
+@pytest.mark.slow
 def test_compact_training_resumes_with_the_same_bytes(tmp_path: Path) -> None:
     loop = LoopConfig(steps=3, learning_rate=1e-3, warmup=1, validate_every=3, log_every=2)
     run(CompactTask(TINY, None), loop, tmp_path / "whole", CPU, Chunk())

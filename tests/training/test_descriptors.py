@@ -146,6 +146,7 @@ def test_weights_file_round_trip_and_errors(tmp_path: Path) -> None:
         DenseDescriptor.load(path)
 
 
+@pytest.mark.slow
 def test_training_pairs_hold_true_correspondences_at_all_rolls(pool: Pool) -> None:
     config = DescriptorTaskConfig(correspondences=64, first_objects=4, objects_per_step=0, min_visible=30)
     angles = []
@@ -196,6 +197,7 @@ def _task(pool: Pool) -> DescriptorTask:
     return DescriptorTask(SMALL, config, (pool, Pool(pool.folder, pool.config, 6)))
 
 
+@pytest.mark.slow
 def test_descriptor_training_learns_and_resumes_with_the_same_bytes(pool: Pool, tmp_path: Path) -> None:
     loop = LoopConfig(steps=8, learning_rate=3e-3, warmup=2, validate_every=8, log_every=1)
     run(_task(pool), loop, tmp_path / "whole", torch.device("cpu"), Chunk())
@@ -205,6 +207,7 @@ def test_descriptor_training_learns_and_resumes_with_the_same_bytes(pool: Pool, 
     assert whole == parts
 
 
+@pytest.mark.slow
 def test_descriptor_loss_falls_on_one_batch(pool: Pool) -> None:
     task = _task(pool)
     model = task.build().train()
@@ -219,6 +222,7 @@ def test_descriptor_loss_falls_on_one_batch(pool: Pool) -> None:
     assert losses[-1] < 0.7 * losses[0]
 
 
+@pytest.mark.slow
 def test_scores_of_true_shifted_and_no_matches(pool: Pool) -> None:
     pair = unseen_pairs(pool, 6, 0, 180, 1)[0]
     y, x = np.nonzero(pair.visible)

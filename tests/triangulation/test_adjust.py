@@ -138,6 +138,7 @@ def test_too_few_tracks_change_nothing() -> None:
     np.testing.assert_array_equal(rig.world_from_cam, disturbed().world_from_cam)
 
 
+@pytest.mark.slow
 def test_the_uncertainty_of_poses_is_that_of_their_errors() -> None:
     exact, noise, turns, shifts = candidates(0.0), 0.1, [], []
     for seed in range(30):

@@ -57,6 +57,7 @@ def test_a_small_object_with_known_cameras_and_a_mask_of_everything(benchmark: M
     assert "accuracy median percent" in outcome.format()
 
 
+@pytest.mark.slow
 def test_faults_are_where_they_should_be(benchmark: ModuleType) -> None:
     masks = make_scene(replace(SMALL, views=4)).masks
     holes = benchmark.faulty_masks(masks, "holes")
@@ -65,6 +66,7 @@ def test_faults_are_where_they_should_be(benchmark: ModuleType) -> None:
     assert [mask.all() for mask in benchmark.faulty_masks(masks, "everything")] == [False, True, False, False]
 
 
+@pytest.mark.slow
 def test_a_cut_scene_is_cut_in_every_third_view_and_exact(benchmark: ModuleType) -> None:
     scene = benchmark.cut_scene(replace(SMALL, views=4))
     touching = [bool(mask[:, 0].any() or mask[:, -1].any()) for mask in scene.masks]
@@ -76,6 +78,7 @@ def test_a_cut_scene_is_cut_in_every_third_view_and_exact(benchmark: ModuleType)
         np.testing.assert_allclose(depth, scene.depth[n][row, column], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_fusion_is_timed_and_right(benchmark: ModuleType) -> None:
     outcome = benchmark.benchmark_fusion(replace(SMALL, views=10))
     assert outcome.points > 5000

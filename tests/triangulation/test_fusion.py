@@ -66,6 +66,7 @@ def test_no_point_outside_any_mask(ball: tuple[Rig, list[DepthView]], clean_fusi
     assert outside_votes(ball[0], masks, clean_fusion.cloud.points, 2.0).max() == 0
 
 
+@pytest.mark.slow
 def test_a_mask_of_everything_is_named_and_does_no_harm(
     ball: tuple[Rig, list[DepthView]], clean_fusion: Fusion
 ) -> None:
@@ -101,6 +102,7 @@ def test_a_hole_in_a_mask_is_named_and_digs_no_tunnel(ball: tuple[Rig, list[Dept
     assert np.median(surface_errors(fusion.cloud)) < 1.1 * np.median(surface_errors(clean_fusion.cloud))
 
 
+@pytest.mark.slow
 def test_an_object_cut_by_the_image_border(ball: tuple[Rig, list[DepthView]]) -> None:
     rig, views = ball
     intrinsics = rig.intrinsics.copy()
@@ -122,6 +124,7 @@ def test_an_object_cut_by_the_image_border(ball: tuple[Rig, list[DepthView]]) ->
     assert azimuth.min() > 0.3 * azimuth.mean()  # no side is missing
 
 
+@pytest.mark.slow
 def test_floating_points_that_one_view_invents_are_dropped(ball: tuple[Rig, list[DepthView]]) -> None:
     rig, views = ball
     views = list(views)

@@ -30,6 +30,7 @@ def solid(mesh: Mesh) -> trimesh.Trimesh:
     return trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
 
 
+@pytest.mark.slow
 def test_a_ball_is_watertight_and_of_the_right_volume() -> None:
     cloud = ball_cloud()
     mesh = poisson_mesh(cloud, cloud.points, paint(cloud.points), 6)
@@ -38,6 +39,7 @@ def test_a_ball_is_watertight_and_of_the_right_volume() -> None:
     assert np.abs(mesh.colors.astype(float) - paint(mesh.vertices)).mean() < 6
 
 
+@pytest.mark.slow
 def test_an_unseen_side_is_closed_without_inventing_a_balloon() -> None:
     cloud = ball_cloud(lowest=-0.4)
     mesh = poisson_mesh(cloud, cloud.points, paint(cloud.points), 6)
@@ -47,6 +49,7 @@ def test_an_unseen_side_is_closed_without_inventing_a_balloon() -> None:
     assert mesh.vertices[:, 2].min() > -0.5
 
 
+@pytest.mark.slow
 def test_the_hull_bounds_what_no_view_gives() -> None:
     rig, views = ball_views(16, size=(192, 144))
     cloud = ball_cloud(lowest=-0.4)
@@ -113,6 +116,7 @@ def test_edges_where_four_faces_meet_are_cut_and_closed(monkeypatch: pytest.Monk
     assert mesh.volume == pytest.approx(ball.volume, rel=0.005)
 
 
+@pytest.mark.slow
 def test_the_same_cloud_gives_the_same_bytes() -> None:
     cloud = ball_cloud()
     meshes = [poisson_mesh(cloud, cloud.points, paint(cloud.points), 6) for _ in range(2)]

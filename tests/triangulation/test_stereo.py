@@ -48,6 +48,7 @@ def images() -> list[Array]:
     return [painted(view) for view in VIEWS]
 
 
+@pytest.mark.slow
 def test_errors_of_several_percent_shrink_to_a_fraction(images: list[Array]) -> None:
     start = [disturbed(view, 0.03) for view in VIEWS]
     refined = refine_depths(start, images, NEIGHBOURS, 2 * RADIUS)
@@ -68,6 +69,7 @@ def test_a_change_of_light_does_not_matter(images: list[Array]) -> None:
     assert np.median(errors(refined)) < 0.5 * np.median(errors(start))
 
 
+@pytest.mark.slow
 def test_the_background_has_no_influence(images: list[Array]) -> None:
     start = [disturbed(view, 0.02) for view in VIEWS]
     rng = np.random.default_rng(1)
@@ -80,6 +82,7 @@ def test_the_background_has_no_influence(images: list[Array]) -> None:
         assert a.depth.tobytes() == b.depth.tobytes()
 
 
+@pytest.mark.slow
 def test_without_texture_the_depth_stays() -> None:
     start = [disturbed(view, 0.01) for view in VIEWS]
     plain = [np.full((*view.mask.shape, 3), 120, np.uint8) for view in VIEWS]

@@ -20,6 +20,8 @@ from sparse_ga.triangulation import triangulate_views
 from sparse_ga.triangulation.silhouettes import outside_votes
 from sparse_ga.triangulation.views import make_rig
 
+pytestmark = pytest.mark.slow
+
 CONFIG = TriangulateConfig(mesh_depth=6)
 NOISE = OracleNoise(background="masked")
 
