@@ -219,16 +219,17 @@ def benchmark_forward(config: ForwardBenchmarkConfig | None = None) -> ForwardBe
     predictor = Mast3rPredictor(model, ForwardConfig(device=config.device))
     device = predictor.device
     views = random_views(config, masked=True)
-    total = gather(
-        Plain(model, device), Ours(predictor, random_views(config, False)), Ours(predictor, views), config.plain_pairs
-    )
     pairs = config.views * (config.views - 1) // 2
+    plain_pairs = min(config.plain_pairs, pairs)
+    total = gather(
+        Plain(model, device), Ours(predictor, random_views(config, False)), Ours(predictor, views), plain_pairs
+    )
     grid = token_grid(torch.from_numpy(views[0].mask), config.size, config.arch.patch_size, "tokens")
     cuda = device.type == "cuda"
     return ForwardBenchmark(
         pairs=pairs,
-        plain_pairs=config.plain_pairs,
-        plain_s=total.plain / config.plain_pairs * pairs,
+        plain_pairs=plain_pairs,
+        plain_s=total.plain / plain_pairs * pairs,
         unmasked_s=total.unmasked + total.unmasked_encode,
         unmasked_encode_s=total.unmasked_encode,
         masked_s=total.masked + total.masked_encode,

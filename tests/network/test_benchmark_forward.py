@@ -9,10 +9,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "pipelines"))
 from benchmark_forward import SMALL, VIT_LARGE, ForwardBenchmarkConfig, benchmark_forward, random_views
 
+TINY = replace(SMALL, enc_embed_dim=32, enc_num_heads=2, dec_embed_dim=32, dec_num_heads=2, dpt_width=16)
+
+
+def test_a_graph_of_fewer_pairs_than_the_plain_loop_is_asked_for() -> None:
+    result = benchmark_forward(ForwardBenchmarkConfig(arch=TINY, views=2, size=(32, 32), plain_pairs=4))
+    assert (result.pairs, result.plain_pairs) == (1, 1)
+
 
 def test_reports_times_and_ratios() -> None:
-    arch = replace(SMALL, enc_embed_dim=32, enc_num_heads=2, dec_embed_dim=32, dec_num_heads=2, dpt_width=16)
-    config = ForwardBenchmarkConfig(arch=arch, views=3, size=(64, 96), plain_pairs=2)
+    config = ForwardBenchmarkConfig(arch=TINY, views=3, size=(64, 96), plain_pairs=2)
     result = benchmark_forward(config)
     assert result.pairs == 3
     assert abs(result.foreground - 0.25) < 0.01
