@@ -78,7 +78,8 @@ def bound_by_hull(depths: list[DepthView], check: MaskCheck, sparse: SparseResul
     result = []
     for view in depths:
         depth = np.where(check.depths[view.index], view.depth, 0).astype(np.float64)
-        rim = rim_depths(rig, view.index, check.depths[view.index], hull, diameter)
+        outline = check.depths[view.index] | (check.votes[view.index] & ~view.mask)  # a finger's is not the object's
+        rim = rim_depths(rig, view.index, outline, hull, diameter)
         depth = correct_depth(depth, DepthSamples.join([track_depths(rig, sparse.tracks, view.index), rim]))
         depth = behind_hull(depth, rig, view.index, hull).astype(np.float32)
         result.append(replace(view, depth=depth, mask=check.votes[view.index]))

@@ -102,6 +102,61 @@ def test_a_hole_in_a_mask_is_named_and_digs_no_tunnel(ball: tuple[Rig, list[Dept
     assert np.median(surface_errors(fusion.cloud)) < 1.1 * np.median(surface_errors(clean_fusion.cloud))
 
 
+def masked(view: DepthView, mask: Array) -> DepthView:
+    return replace(view, mask=mask, depth=np.where(mask, view.depth, 0).astype(np.float32))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pixels", [2, 4])
+def test_eroded_masks_are_named_and_cost_few_points(
+    ball: tuple[Rig, list[DepthView]], clean_fusion: Fusion, pixels: int
+) -> None:
+    rig, views = ball
+    eroded = [masked(view, distance_outside(~view.mask) > pixels) for view in views]
+    fusion = fused(eroded, rig)
+    assert [text.split(":")[0] for text in fusion.wrong_masks] == list(NAMES)
+    assert all("smaller than" in text for text in fusion.wrong_masks)
+    assert len(fusion.cloud) > 0.85 * len(clean_fusion.cloud)
+    assert np.quantile(surface_errors(fusion.cloud), 0.99) < 0.01
+    assert outside_votes(rig, [view.mask for view in views], fusion.cloud.points, 2.0).max() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fingers", "kept"), [(1, 0.9), (3, 0.75)])
+def test_fingers_in_every_mask_cost_few_points(
+    ball: tuple[Rig, list[DepthView]], clean_fusion: Fusion, fingers: int, kept: float
+) -> None:
+    rig, views = ball
+    held = []
+    for view in views:
+        height, width = view.mask.shape
+        y, x = np.mgrid[:height, :width] - np.array([height / 2, width / 2])[:, None, None]
+        mask = view.mask.copy()
+        for finger in range(fingers):
+            angle = 2.4 * view.index + 2.0 * finger
+            along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+            mask &= ~((along > 5) & (np.abs(across) < 8))
+        held.append(masked(view, mask))
+    fusion = fused(held, rig)
+    assert all("leaves out" in text for text in fusion.wrong_masks)
+    assert len(fusion.cloud) > kept * len(clean_fusion.cloud)
+    assert np.quantile(surface_errors(fusion.cloud), 0.99) < 0.01
+
+
+def test_what_most_masks_leave_out_is_left_out(ball: tuple[Rig, list[DepthView]]) -> None:
+    """A plate under the object that five masks of sixteen hold."""
+    rig, views = ball
+    plate = -0.4 * RADIUS
+    cut = []
+    for view in views:
+        below = np.zeros(view.mask.shape, bool)
+        below[view.valid] = view.world_points()[:, 2] < plate
+        cut.append(view if view.index % 3 == 0 else masked(view, view.mask & ~below))
+    cloud = fused(cut, rig).cloud
+    assert len(cloud) > 1000
+    assert np.quantile(cloud.points[:, 2], 0.001) > plate - 0.1 * RADIUS
+
+
 @pytest.mark.slow
 def test_an_object_cut_by_the_image_border(ball: tuple[Rig, list[DepthView]]) -> None:
     rig, views = ball
