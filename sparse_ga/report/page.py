@@ -122,7 +122,8 @@ def _warnings(r: Reconstruction, details: ReportDetails) -> str:
     items = "".join(f"<li>{escape(text)}</li>" for text in found)
     if masks:
         inner = "".join(f"<li>{escape(text)}</li>" for text in masks)
-        summary = f"{len(masks)} masks disagree with the other views"
+        count = len({text.split(": ")[0] for text in masks})
+        summary = f"{count} masks disagree with the other views; they were mended by what those show"
         items += f"<li><details><summary>{summary}</summary><ul>{inner}</ul></details></li>"
     if not items:
         return '<section id="warnings" class="fine"><h2>Warnings</h2><p>None.</p></section>'

@@ -20,7 +20,8 @@ from sparse_ga.triangulation.depth import (
     track_depths,
 )
 from sparse_ga.triangulation.fusion import Fusion, depth_neighbours, fuse, inspect_masks, object_diameter
-from sparse_ga.triangulation.silhouettes import MaskCheck, carve
+from sparse_ga.triangulation.masks import MaskCheck
+from sparse_ga.triangulation.silhouettes import carve
 from sparse_ga.triangulation.sparse import SparseResult
 from sparse_ga.triangulation.stereo import SWEEPS, refine_depths
 from sparse_ga.work import advance, expect

@@ -13,7 +13,8 @@ from sparse_ga.config import TriangulateConfig
 from sparse_ga.products import Array
 from sparse_ga.triangulation.consistency import Agreement, check_view, depth_normals, neighbour_views
 from sparse_ga.triangulation.depth import DepthView
-from sparse_ga.triangulation.silhouettes import MaskCheck, check_masks, distance_outside, outside_votes
+from sparse_ga.triangulation.masks import MaskCheck, check_masks
+from sparse_ga.triangulation.silhouettes import distance_outside, outside_votes
 from sparse_ga.triangulation.views import Rig
 from sparse_ga.work import advance
 
