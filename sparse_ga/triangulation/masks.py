@@ -24,7 +24,7 @@ _EXCESS = 0.15
 _HOLE = 0.02
 _HOLE_MARGIN_PX = 3.0
 _HOLE_ROUNDS = 3
-_ACCUSED_SHARE = 1 / 3
+_ACCUSED_SHARE = 0.2
 _HOLE_DENSITY = 0.33
 _RIM_INSIDE_PX = 6.0
 _RIM_SHARE = 0.5
@@ -76,7 +76,7 @@ def check_masks(rig: Rig, masks: list[Array], names: tuple[str, ...], points: Ar
 def _fill_holes(rig: Rig, votes: list[Array], points: Array) -> dict[int, int]:
     """Fill in `votes` what points (P, 3) show to be holes; the size in px of what was filled, by view.
 
-    Only points that few views accuse show a hole. Where many masks have holes (fingers in all of them), filling some
+    Only points that one view in five at most accuses show a hole. Where many masks have holes (fingers in all of them), filling some
     takes accusations away and shows others, so it is done in rounds.
     """
     views = [int(n) for n in np.nonzero(rig.registered)[0]]
