@@ -2,7 +2,7 @@
 
     benchmark_triangulation.py                          # 24 views of a rotating object, the oracle's predictions
     benchmark_triangulation.py --shape mug --seed 3 --motion free --predictor classical
-    benchmark_triangulation.py --fault holes            # holes in two masks; also everything, cut
+    benchmark_triangulation.py --fault holes            # holes in two masks; also everything, eroded, fingers, cut
     benchmark_triangulation.py --known                  # true cameras given: triangulation only
     benchmark_triangulation.py --fusion                 # 100 views of 512x384, a quarter of it object: time and memory
     benchmark_triangulation.py --out FOLDER             # keeps the run, all exports and pictures of cloud and mesh
@@ -47,14 +47,16 @@ from sparse_ga.synthetic.oracle import OraclePredictor
 from sparse_ga.synthetic.scene import SceneConfig, SyntheticScene, make_scene
 from sparse_ga.triangulation.depth import DepthView
 from sparse_ga.triangulation.fusion import fuse, inspect_masks
-from sparse_ga.triangulation.silhouettes import outside_votes
+from sparse_ga.triangulation.silhouettes import distance_outside, outside_votes
 from sparse_ga.triangulation.views import Rig
 
-Fault = Literal["none", "holes", "everything", "cut"]
+Fault = Literal["none", "holes", "everything", "eroded", "fingers", "cut"]
 
 _HULL_PX = 2.0
 _SAMPLES = 20_000
 _GAP_PX = 5
+_ERODED_PX = 3
+_FINGER_PX = 20
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ class SurfaceBenchmarkConfig:
     known: bool = False
     """Give the true cameras: nothing is left but triangulation and fusion."""
     fault: Fault = "none"
-    """holes: two masks with a hole; everything: one mask of all; cut: every third view cuts a third of the object."""
+    """holes: two masks with a hole; everything: one mask of all; eroded: every mask 3 px too small; fingers: a band out
+    of every mask; cut: every third view cuts a third of the object."""
     settings: str = "{}"
     """Overrides of the configuration, as JSON."""
 
@@ -148,7 +151,7 @@ def cut_scene(config: SceneConfig) -> SyntheticScene:
 
 
 def faulty_masks(masks: Sequence[Array], fault: Fault) -> list[Array]:
-    """Masks (H, W) bool with the fault in one or two of them."""
+    """Masks (H, W) bool with the fault in one or two of them, or in all."""
     result = [mask.copy() for mask in masks]
     count = len(result)
     if fault == "everything":
@@ -159,7 +162,22 @@ def faulty_masks(masks: Sequence[Array], fault: Fault) -> list[Array]:
             middle, side = (int(np.median(columns)), int(np.median(rows))), int(0.18 * np.sqrt(len(rows)))
             disc = cv2.circle(np.zeros(result[n].shape, np.uint8), middle, side, 1, -1)
             result[n] &= disc == 0
+    if fault == "eroded":
+        result = [distance_outside(~mask) > _ERODED_PX for mask in result]
+    if fault == "fingers":
+        result = [mask & ~finger(mask, 2.4 * n) for n, mask in enumerate(result)]
     return result
+
+
+def finger(mask: Array, angle: float) -> Array:
+    """A band (H, W) bool from near the middle of a mask to beyond its outline, in the direction `angle` (rad)."""
+    rows, columns = np.nonzero(mask)
+    way = np.array([np.cos(angle), np.sin(angle)])
+    start = np.array([columns.mean(), rows.mean()]) + 0.1 * np.sqrt(len(rows)) * way
+    end = start + sum(mask.shape) * way
+    band = np.zeros(mask.shape, np.uint8)
+    cv2.line(band, tuple(np.rint(start).astype(int).tolist()), tuple(np.rint(end).astype(int).tolist()), 1, _FINGER_PX)
+    return band.astype(bool)
 
 
 def write_scene(scene: SyntheticScene, folder: Path, fault: Fault) -> None:
@@ -488,7 +506,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--predictor", choices=("oracle", "oracle-matches", "classical"), default="oracle")
     parser.add_argument("--graph", default="window-6", help="which pairs; see `sparse-ga config`")
     parser.add_argument("--known", action="store_true", help="give the true cameras")
-    parser.add_argument("--fault", choices=("none", "holes", "everything", "cut"), default="none")
+    parser.add_argument("--fault", choices=("none", "holes", "everything", "eroded", "fingers", "cut"), default="none")
     parser.add_argument("--settings", default="{}", metavar="JSON", help="overrides of the configuration")
     parser.add_argument("--fusion", action="store_true", help="time and memory of the fusion alone")
     parser.add_argument("--set", type=Path, metavar="FOLDER", help="FOLDER/images and FOLDER/masks, without truth")

@@ -76,8 +76,8 @@ def check_masks(rig: Rig, masks: list[Array], names: tuple[str, ...], points: Ar
 def _fill_holes(rig: Rig, votes: list[Array], points: Array) -> dict[int, int]:
     """Fill in `votes` what points (P, 3) show to be holes; the size in px of what was filled, by view.
 
-    Only points that one view in five at most accuses show a hole. Where many masks have holes (fingers in all of them), filling some
-    takes accusations away and shows others, so it is done in rounds.
+    Only points that one view in five at most accuses show a hole. Where many masks have holes (fingers in all of
+    them), filling some takes accusations away and shows others, so it is done in rounds.
     """
     views = [int(n) for n in np.nonzero(rig.registered)[0]]
     accuses = {view: seen_outside(rig, view, votes[view], points, 1.0) for view in views}
