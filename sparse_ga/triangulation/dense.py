@@ -70,7 +70,10 @@ def anchor_views(
 
 
 def bound_by_hull(depths: list[DepthView], check: MaskCheck, sparse: SparseResult) -> list[DepthView]:
-    """Depth maps that meet the visual hull along the outlines and nowhere lie before it; wrong masks are mended."""
+    """Depth maps that meet the visual hull of the mended masks along the outlines and nowhere lie before it.
+
+    The views keep the masks of their photographs: where a mask was mended, the photograph may show a finger.
+    """
     diameter = object_diameter(sparse.tracks.points)
     if diameter <= 0:
         return depths
@@ -83,7 +86,7 @@ def bound_by_hull(depths: list[DepthView], check: MaskCheck, sparse: SparseResul
         rim = rim_depths(rig, view.index, outline, hull, diameter)
         depth = correct_depth(depth, DepthSamples.join([track_depths(rig, sparse.tracks, view.index), rim]))
         depth = behind_hull(depth, rig, view.index, hull).astype(np.float32)
-        result.append(replace(view, depth=depth, mask=check.votes[view.index]))
+        result.append(replace(view, depth=depth))
         advance()
     return result
 

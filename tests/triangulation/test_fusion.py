@@ -144,7 +144,7 @@ def test_fingers_in_every_mask_cost_few_points(
 
 
 def test_what_most_masks_leave_out_is_left_out(ball: tuple[Rig, list[DepthView]]) -> None:
-    """A plate under the object that five masks of sixteen hold."""
+    """A plate under the object that six masks of sixteen hold."""
     rig, views = ball
     plate = -0.4 * RADIUS
     cut = []

@@ -137,6 +137,25 @@ def test_unregistered_views_give_and_get_nothing(small: Inputs) -> None:
     assert len(result.points) > 2000
 
 
+def test_what_covers_the_object_has_no_influence(small: Inputs) -> None:
+    """Holes in all masks are filled by what other views show, but never looked at."""
+    held, other = [], []
+    for n, view in enumerate(small.views):
+        rows, columns = np.nonzero(view.mask)
+        y, x = np.mgrid[: view.height, : view.width]
+        way = np.array([np.cos(2.4 * n), np.sin(2.4 * n)])
+        x, y = x - columns.mean(), y - rows.mean()
+        finger = (x * way[0] + y * way[1] > 3) & (np.abs(y * way[0] - x * way[1]) < 7)
+        view = replace(view, mask=view.mask & ~finger)
+        noise = np.random.default_rng(n).integers(0, 256, view.image.shape).astype(np.uint8)
+        held.append(view)
+        other.append(replace(view, image=np.where(view.mask[..., None], view.image, noise)))
+    first, second = (run(replace(small, views=views)) for views in (held, other))
+    assert any("leaves out" in text for text in first.report.inconsistent_masks)
+    assert len(first.points) > 1000
+    np.testing.assert_array_equal(first.points, second.points)
+
+
 def test_source_pixels_of_a_larger_photograph(small: Inputs, result: Reconstruction) -> None:
     """The same working views of photographs three times as large, cut by a few pixels: only source numbers change."""
     affine = np.array([[1 / 3, 0, -2 + (1 / 3 - 1) / 2], [0, 1 / 3, -1 + (1 / 3 - 1) / 2], [0, 0, 1]])
