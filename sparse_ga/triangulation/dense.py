@@ -21,12 +21,13 @@ from sparse_ga.triangulation.depth import (
 )
 from sparse_ga.triangulation.fusion import Fusion, depth_neighbours, fuse, inspect_masks, object_diameter
 from sparse_ga.triangulation.masks import MaskCheck
+from sparse_ga.triangulation.planes import search_planes
 from sparse_ga.triangulation.silhouettes import carve
 from sparse_ga.triangulation.sparse import SparseResult
 from sparse_ga.triangulation.stereo import SWEEPS, refine_depths
 from sparse_ga.work import advance, expect
 
-_PASSES = 6  # over all views besides the stereo sweeps: anchors, masks, hull, agreement; cleaning and mesh are as long
+_PASSES = 7  # over all views besides the sweeps: anchors, masks, hull, planes, agreement; cleaning, mesh are as long
 
 
 def dense_cloud(
@@ -48,7 +49,9 @@ def dense_cloud(
     diameter = object_diameter(sparse.tracks.points)
     if config.dense_method == "stereo" and diameter > 0:
         neighbours = depth_neighbours(depths, sparse.rig)
-        depths = refine_depths(depths, [view.image for view in views], neighbours, diameter)
+        images = [view.image for view in views]
+        depths = search_planes(depths, images, neighbours, diameter)
+        depths = refine_depths(depths, images, neighbours, diameter)
     return fuse(depths, sparse.rig, check, config)
 
 

@@ -67,3 +67,17 @@ def _ball_view(n: int, k: Array, pose: Array, shape: tuple[int, int], wave: Arra
     error = 1 + wave[0] * np.sin(x / 60 + wave[1] * 9) * np.cos(y / 50 + wave[2] * 9)
     mask = depth > 0
     return DepthView(n, (depth * error).astype(np.float32), mask.astype(np.float32), mask, k, pose)
+
+
+def painted(view: DepthView, contrast: float = 1.0) -> Array:
+    """Photograph (H, W, 3) uint8 of a ball with waves of several lengths on it, before a grey background."""
+    rng = np.random.default_rng(0)
+    points = view.world_points()
+    value = np.zeros(len(points))
+    for frequency in (7.0, 13.0, 21.0):
+        for _ in range(4):
+            direction = rng.normal(size=3)
+            value += np.sin(frequency * points @ (direction / np.linalg.norm(direction)) + rng.uniform(0, 6))
+    image = np.full((*view.mask.shape, 3), 90.0)
+    image[view.valid] = (128 + 22 * contrast * value)[:, None]
+    return image.clip(0, 255).astype(np.uint8)

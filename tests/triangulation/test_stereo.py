@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from balls import RADIUS, ball_views
+from balls import RADIUS, ball_views, painted
 
 from sparse_ga.products import Array
 from sparse_ga.triangulation.consistency import neighbour_views
@@ -15,20 +15,6 @@ from sparse_ga.triangulation.stereo import refine_depths, semi_global, smooth_de
 
 RIG, VIEWS = ball_views(12, size=(160, 120))
 NEIGHBOURS = neighbour_views(RIG.world_from_cam, np.zeros(3), RIG.registered)
-
-
-def painted(view: DepthView, contrast: float = 1.0) -> Array:
-    """Photograph (H, W, 3) uint8 of a ball with waves of several lengths on it, before a grey background."""
-    rng = np.random.default_rng(0)
-    points = view.world_points()
-    value = np.zeros(len(points))
-    for frequency in (7.0, 13.0, 21.0):
-        for _ in range(4):
-            direction = rng.normal(size=3)
-            value += np.sin(frequency * points @ (direction / np.linalg.norm(direction)) + rng.uniform(0, 6))
-    image = np.full((*view.mask.shape, 3), 90.0)
-    image[view.valid] = (128 + 22 * contrast * value)[:, None]
-    return image.clip(0, 255).astype(np.uint8)
 
 
 def disturbed(view: DepthView, share: float) -> DepthView:
