@@ -22,6 +22,7 @@ from sparse_ga.alignment.residuals import current_intrinsics, residual_lengths
 from sparse_ga.alignment.robust import robust_scale
 from sparse_ga.alignment.viewgraph import TieEvidence, confirmed_members
 from sparse_ga.config import Refine2dConfig
+from sparse_ga.geometry.bundle import MISSING_COST
 from sparse_ga.geometry.transforms import inverse, nearest_rotation
 from sparse_ga.products import Alignment, Array, CanonicalView, VerifiedMatches, View
 from sparse_ga.work import advance, expect
@@ -349,4 +350,5 @@ def _result(
         status=alignment.status.split("; ")[0] + words[solution.status],
         residual_history=solution.history,
         uncertainty_deg=uncertainty,
+        match_cost=float(np.minimum(np.log1p(residual_lengths(problem, state) ** 2), MISSING_COST).mean()),
     )

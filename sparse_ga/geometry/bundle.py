@@ -15,6 +15,10 @@ import scipy.sparse as sparse
 from sparse_ga.geometry.transforms import exp_so3, skew
 from sparse_ga.products import Array
 
+MISSING_COST = float(np.log1p(9.0))
+"""Cauchy cost, at a loss of 1 px, of what is 3 px off: what an observation counts that a reconstruction cannot
+explain, and the most that any counts where reconstructions are compared."""
+
 
 @dataclass(frozen=True, eq=False)
 class Observations:
@@ -93,6 +97,7 @@ def _linearise(bundle: Bundle, obs: Observations, loss_px: float) -> _Normal:
     turned = cam - bundle.translation[obs.view]
     d_pose = np.concatenate([-d_cam @ skew(turned), d_cam], 2)  # (O, 2, 6)
     d_focal = scale * bundle.focal_px * cam[:, :2] / cam[:, 2:]  # (O, 2)
+    d_focal += d_cam[:, :, 2] * bundle.translation[obs.view, 2:]  # the world's origin moves off as the lens zooms in
     d_point = d_cam @ bundle.rotation[obs.view]  # (O, 2, 3)
     rows = np.arange(2 * count).reshape(count, 2, 1)
     pose_cols = np.broadcast_to((6 * obs.view)[:, None, None] + np.arange(6), d_pose.shape)
@@ -131,13 +136,10 @@ def _solve(normal: _Normal, damping: float, free: Array) -> tuple[Array, Array]:
 
 
 def _retract(bundle: Bundle, step: Array, step_points: Array) -> Bundle:
-    pose = step[:-1].reshape(-1, 6)
-    return Bundle(
-        exp_so3(pose[:, :3]) @ bundle.rotation,
-        bundle.translation + pose[:, 3:],
-        bundle.points + step_points,
-        float(bundle.focal_px * np.exp(np.clip(step[-1], -0.5, 0.5))),
-    )
+    pose, zoom = step[:-1].reshape(-1, 6), float(np.exp(np.clip(step[-1], -0.5, 0.5)))
+    translation = (bundle.translation + pose[:, 3:]) * [1.0, 1.0, zoom]
+    rotation = exp_so3(pose[:, :3]) @ bundle.rotation
+    return Bundle(rotation, translation, bundle.points + step_points, bundle.focal_px * zoom)
 
 
 def adjust(
@@ -150,7 +152,10 @@ def adjust(
 ) -> tuple[Bundle, float]:
     """The bundle that lowers the summed Cauchy reprojection cost of all observations, and that cost.
 
-    Views `held` (V,) bool (default: view 0) stay; scale is free and kept in place by the damping. `loss_px` is the
+    Views `held` (V,) bool (default: view 0) do not turn and see the world's origin at the same pixel; scale is free and
+    kept in place by the damping. What a longer lens sees looks like what is farther away, so distances from the origin
+    along optical axes are proportional to the focal length, for all views: with the origin in the middle of the object,
+    what is left to find is perspective, and a focal length far off is mended in a few iterations. `loss_px` is the
     Cauchy scale in px. Stops when an iteration lowers the cost by less than `tolerance`, relative. Never returns more
     cost than it was given.
     """

@@ -15,7 +15,15 @@ import numpy as np
 import scipy.sparse as sparse
 from scipy.sparse.csgraph import breadth_first_order, connected_components, minimum_spanning_tree
 
-from sparse_ga.geometry.bundle import Bundle, Observations, adjust, reprojection, robust_cost, triangulate_rays
+from sparse_ga.geometry.bundle import (
+    MISSING_COST,
+    Bundle,
+    Observations,
+    adjust,
+    reprojection,
+    robust_cost,
+    triangulate_rays,
+)
 from sparse_ga.geometry.transforms import inverse, make
 from sparse_ga.geometry.two_view import (
     RelativePose,
@@ -31,9 +39,11 @@ MIN_INLIERS = 20
 MIN_ANGLE_DEG = 1.5
 THRESHOLD_PX = 1.5
 GRID_RATIO = 1.4
-MISSING_COST = float(np.log1p(9.0))  # what an observation counts that a candidate cannot explain: 3 px off
 MAX_TRACKS = 1500
 FEW_VIEWS = 8  # as few, or half of the views where that is less, fit a wrong focal length as well
+_RIVAL = (
+    1.15  # score, in units of the best: a focal length that explains the photographs this well may be the right one
+)
 _SETTLING = 7  # trials of the best candidates after the grid, about
 
 
@@ -96,12 +106,14 @@ def calibrate(
         return Calibration(guess_px, float("inf"), 0, False)
     most = max(c.observations for c in found)
     best = min((_settle(keypoints, usable, c, most) for c in _contenders(found, most)), key=lambda c: c.score(most))
-    polished = _reconstruct(keypoints, usable, best.focal_px, polish=True) or best
-    focal = float(np.clip(polished.focal_px, *bounds_px))
+    polished = _reconstruct(keypoints, usable, best.focal_px, polish=True)
+    if polished is not None and polished.score(most) < _RIVAL * best.score(most):  # its pairs are estimated again
+        best = polished
+    focal = float(np.clip(best.focal_px, *bounds_px))
     rivals = [c.score(most) for c in found if abs(np.log(c.focal_px / focal)) > np.log(1.4)]
-    alone = not rivals or min(rivals) > 1.15 * best.score(most)
+    alone = not rivals or min(rivals) > _RIVAL * best.score(most)
     few = min(FEW_VIEWS, sum(len(k.xy) > 0 for k in keypoints) / 2)
-    trusted = best.views >= 3 and best.views > few and focal == polished.focal_px and alone
+    trusted = best.views >= 3 and best.views > few and focal == best.focal_px and alone
     return Calibration(focal, best.score(most), best.views, trusted)
 
 
@@ -178,7 +190,9 @@ def _reconstruct(
     bundle, _ = adjust(bundle, obs, held=held, iterations=40, tolerance=1e-4)
     if polish:
         typical = float(np.median(np.linalg.norm(reprojection(bundle, obs)[0], axis=1)))
-        bundle, _ = adjust(bundle, obs, loss_px=float(np.clip(2 * typical, 0.2, 1.0)), held=held, tolerance=1e-6)
+        bundle, _ = adjust(
+            bundle, obs, loss_px=float(np.clip(2 * typical, 0.2, 1.0)), held=held, iterations=100, tolerance=1e-6
+        )
     cost = np.minimum(robust_cost(reprojection(bundle, obs)[0], 1.0), MISSING_COST)
     return _Candidate(bundle.focal_px, float(cost.sum()), len(cost), max(len(p.bundle.rotation) for p in parts))
 
@@ -218,12 +232,14 @@ def _join(parts: list[_Part], focal_px: float) -> tuple[Bundle, Observations, Ar
 
 
 def _build_part(pairs: list[tuple[_PairGeometry, float]], keypoints: list[Keypoints], focal_px: float) -> _Part:
-    """Chain the pairs of one part, with their log baselines, and triangulate their tracks."""
+    """Chain the pairs of one part, with their log baselines, and triangulate their tracks; the origin is among them."""
     poses = _chain(pairs, len(keypoints))
     obs, points = _tracks([p for p, _ in pairs], keypoints, list(poses))
     cams = np.stack(list(poses.values()))  # (V, 4, 4)
     bundle = Bundle(cams[:, :3, :3], cams[:, :3, 3], np.zeros((points, 3)), focal_px)
-    return _Part(Bundle(bundle.rotation, bundle.translation, triangulate_rays(bundle, obs), focal_px), obs)
+    placed = triangulate_rays(bundle, obs)
+    centre = np.median(placed, axis=0) if points else np.zeros(3)
+    return _Part(Bundle(bundle.rotation, bundle.translation + bundle.rotation @ centre, placed - centre, focal_px), obs)
 
 
 def _parts(pairs: list[_PairGeometry], keypoints: list[Keypoints]) -> list[list[tuple[_PairGeometry, float]]]:

@@ -9,20 +9,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sparse_ga.config import Config
+from sparse_ga.geometry.bundle import MISSING_COST
 from sparse_ga.geometry.cameras import make_intrinsics
 from sparse_ga.pairs import Pair
 from sparse_ga.predictors.base import Calibrator, Features, PairPredictor
-from sparse_ga.predictors.self_calibration import MISSING_COST
 from sparse_ga.products import Alignment, Array, View, check, check_finite
 from sparse_ga.stages.align3d import views_digest
 from sparse_ga.stages.base import Stage
 from sparse_ga.stages.ingest import with_intrinsics
 from sparse_ga.store import Key, digest_of
 
-STAGE = Stage("calibrate", 1, "run", ("ingest", "pairs", "encode"), ("calibrate", "ingest.shared_intrinsics"))
+STAGE = Stage("calibrate", 2, "run", ("ingest", "pairs", "encode"), ("calibrate", "ingest.shared_intrinsics"))
 FROM_RECONSTRUCTION = Stage(
     "calibrate",
-    4,
+    5,
     "run",
     ("ingest", "pairs", "forward", "match", "align3d", "refine2d"),
     ("calibrate", "ingest.shared_intrinsics", "match", "align3d", "refine2d"),
@@ -214,15 +214,15 @@ class Reconstructed:
     moved: float  # largest change of a focal length, in logarithms
     registered: int
     matches: int  # between registered views, in pairs that were kept
-    cost: float  # robust cost of all residuals; infinite without any
+    cost: float  # of all matches, by a loss that is the same for all reconstructions; infinite without any
 
     def cost_among(self, others: Sequence[Reconstructed]) -> float:
-        """The cost, with every match that another one explains and this one lost counted as 3 px off.
+        """The cost, with every match that another one explains and this one lost counted as 3 px off in both views.
 
         So a reconstruction gains nothing by losing pairs, or views.
         """
         most = max(one.matches for one in (self, *others))
-        return self.cost + (most - self.matches) * MISSING_COST
+        return self.cost + 2 * (most - self.matches) * MISSING_COST
 
     def decided(self) -> Calibration:
         """The calibration, believed where a focal length was refined with at least three views."""
@@ -268,7 +268,7 @@ def from_alignment(
         focal[open_views] = rounded(float(np.clip(np.median(refined), low, high)))
         measured[open_views] = True
     moved = float(np.abs(np.log(focal[measured] / start.focal_px[measured])).max(initial=0.0))
-    cost = float(alignment.residual_history[-1]) if len(alignment.residual_history) else math.inf
+    cost = 2 * matches * alignment.match_cost if len(alignment.residual_history) else math.inf
     registered = int(alignment.registered.sum())
     return Reconstructed(replace(start, focal_px=focal), measured, moved, registered, matches, cost)
 

@@ -29,7 +29,7 @@ def views(count: int = 3) -> list[View]:
     return [View(str(n), image, mask, None, np.eye(3), (SIDE, 48), digest=str(n)) for n in range(count)]
 
 
-def alignment(focal_px: float, registered: tuple[bool, ...], cost: float | None) -> Alignment:
+def alignment(focal_px: float, registered: tuple[bool, ...], match_cost: float | None) -> Alignment:
     count = len(registered)
     intrinsics = np.tile(np.diag([focal_px, focal_px, 1.0]), (count, 1, 1))
     return Alignment(
@@ -40,7 +40,8 @@ def alignment(focal_px: float, registered: tuple[bool, ...], cost: float | None)
         np.zeros(0),
         np.zeros(count + 1, np.int64),
         ("",) * count,
-        residual_history=np.array([] if cost is None else [9.0, cost]),
+        residual_history=np.array([] if match_cost is None else [9.0, 5.0]),
+        match_cost=match_cost or 0.0,
     )
 
 
@@ -68,15 +69,15 @@ def test_what_an_alignment_says_of_the_focal_lengths() -> None:
     found = calibrate.from_alignment(
         views(),
         start,
-        alignment(90.0, (True, True, False), 5.0),
+        alignment(90.0, (True, True, False), 0.5),
         40,
         make_config({"ingest": {"shared_intrinsics": True}}),
     )
     assert found.calibration.focal_px == pytest.approx(90.0, rel=0.005)
     assert found.moved == pytest.approx(np.log(90 / 80), rel=0.05)
-    assert (found.registered, found.matches, found.cost) == (2, 40, 5.0)
+    assert (found.registered, found.matches, found.cost) == (2, 40, 40.0)
     assert not found.decided().sufficient.any()  # two views
-    three = calibrate.from_alignment(views(), start, alignment(90.0, (True, True, True), 5.0), 40, make_config({}))
+    three = calibrate.from_alignment(views(), start, alignment(90.0, (True, True, True), 0.5), 40, make_config({}))
     assert three.decided().sufficient.all()
     nothing = calibrate.from_alignment(views(), start, alignment(1.0, (False,) * 3, None), 0, make_config({}))
     np.testing.assert_array_equal(nothing.calibration.focal_px, 80.0)
@@ -89,7 +90,7 @@ def test_losing_matches_is_no_gain() -> None:
     whole, lossy, failed = reconstructed(90, 600, 400.0), reconstructed(200, 400, 190.0), reconstructed(80, 0, np.inf)
     costs = [one.cost_among((whole, lossy, failed)) for one in (whole, lossy, failed)]
     assert costs[0] == 400.0
-    assert costs[1] == pytest.approx(190 + 200 * np.log(10))
+    assert costs[1] == pytest.approx(190 + 400 * np.log(10))
     assert costs[2] == np.inf
 
 
