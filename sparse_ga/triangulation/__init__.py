@@ -27,10 +27,11 @@ def triangulate_views(
 ) -> Reconstruction:
     """Tracks, bundle adjustment and the fused cloud of aligned views.
 
-    `canonical` and `alignment` have one entry a view, in the order of `views`; `matched` are pairs of them
-    with matches in working px, `load_source(n)` is the photograph of view n (H, W, 3) uint8 and its mask (H, W) bool.
-    Only registered views take part, and only matches on their masks. With poses and intrinsics given by the user and held by the alignment this is
-    plain triangulation: nothing moves the cameras. Without tracks or depths the reconstruction is empty, never wrong.
+    `canonical` and `alignment` have one entry a view, in the order of `views`; `matched` are pairs of them with their
+    matches, `load_source(n)` is the photograph of view n (H, W, 3) uint8 and its mask (H, W) bool. Only registered
+    views take part, and only matches on their masks. With poses and intrinsics given by the user and held by the
+    alignment this is plain triangulation: nothing moves the cameras. Without tracks or depths the reconstruction is
+    empty, never wrong.
     """
     sparse = solve_sparse(views, alignment, matched, config)
     masks = [view.mask for view in views]

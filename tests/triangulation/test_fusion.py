@@ -289,7 +289,7 @@ def test_a_wire_one_pixel_wide_keeps_its_colour(background: int) -> None:
     color, inner = _sample_image(image, mask, xy, np.eye(3))
     np.testing.assert_allclose(color, 100, atol=1e-9)
     assert (inner > 0).all()
-    assert (_sample_image(image, mask, xy + [3, 0], np.eye(3))[1] == 0).all()
+    assert (_sample_image(image, mask, xy + np.array([3, 0]), np.eye(3))[1] == 0).all()
 
 
 _HUNDRED_VIEWS = """

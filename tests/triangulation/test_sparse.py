@@ -1,4 +1,4 @@
-"""Which matches the triangulation is given: those of pairs that take part, in a time that does not depend on the rest."""
+"""Which matches the triangulation is given: those of pairs that take part, in a time that does not depend on others."""
 
 from __future__ import annotations
 
