@@ -258,7 +258,7 @@ class Pipeline:
 def _matches_between(alignment: Alignment, pair_list: Sequence[Pair], pair_stages: PairStages) -> int:
     """Number of matches of the pairs that the alignment kept."""
     names = alignment.names
-    dropped = {tuple(text.split(" | ")[:2]) for text in alignment.dropped_pairs}
+    dropped = alignment.dropped_names
     return sum(
         len(verified.matches)
         for k, (i, j) in enumerate(pair_list)

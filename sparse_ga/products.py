@@ -264,6 +264,12 @@ class Alignment:
         for name in ("world_from_cam", "intrinsics", "anchor_depth", "uncertainty_deg", "residual_history"):
             check_finite(getattr(self, name), f"Alignment.{name}")
 
+    @property
+    def dropped_names(self) -> frozenset[tuple[str, str]]:
+        """(name_i, name_j) of every dropped pair."""
+        parts = (text.split(" | ", 2) for text in self.dropped_pairs)
+        return frozenset((part[0], part[1]) for part in parts)
+
 
 @dataclass(frozen=True, eq=False)
 class Tracks:

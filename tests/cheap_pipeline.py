@@ -170,8 +170,8 @@ def refine_views(views, canonical, alignment, pairs, load_matches, config) -> Al
     return Alignment(**{**values, "world_from_cam": poses})
 
 
-def triangulate_views(views, canonical, alignment, pairs, load_matches, load_source, config) -> Reconstruction:
-    seen = [number(load_matches(k).matches.xy_j) for k in range(len(pairs))]
+def triangulate_views(views, canonical, alignment, matched, load_source, config) -> Reconstruction:
+    seen = [number(matched.load(k).matches.xy_j) for k in range(len(matched.pairs))]
     colors = [number(*load_source(n)) for n in range(len(views))]
     count = len(views)
     points = np.full((5, 3), number(seen, colors, config, alignment.world_from_cam), np.float32)

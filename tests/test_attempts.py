@@ -205,7 +205,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         return replace(refined, registered=registered, reasons=tuple("" if r else "no usable pair" for r in registered))
 
     def triangulate(*arguments) -> Reconstruction:  # type: ignore[no-untyped-def]
-        made.done[asked(arguments[4])]["triangulate"] += 1
+        made.done[asked(arguments[3].load)]["triangulate"] += 1
         return cheap_pipeline.triangulate_views(*arguments)
 
     install(monkeypatch)

@@ -20,6 +20,7 @@ from sparse_ga.products import Array, CanonicalView, Pointmap
 MAX_ROWS = 16
 _MIN_SPREAD = 2e-3  # log depth; predictions are never trusted to be better than this
 _MAX_SLOPE = np.radians(89.0)
+_MIN_SHARED = 4  # anchors that tell the scale between two point maps, unless one has fewer
 
 
 @dataclass(frozen=True)
@@ -52,23 +53,52 @@ class DepthRows:
         del self.rows[MAX_ROWS:]
 
     def reference(self) -> Reference:
-        """Median over the pairs after removing the scale of each; alternates scales and medians."""
+        """Median over the pairs after removing the scale of each; alternates scales and medians.
+
+        Pairs need not overlap all the others: each takes its scale from those that it shares enough anchors with. Pairs
+        that no chain of overlaps ties to the one with the most anchors are ignored, their scale being unknown.
+        """
         count = len(self.anchors.xy)
         if not self.rows or count == 0:
             return Reference(np.zeros(count), np.zeros(count, bool), _MIN_SPREAD)
         depth = np.stack([row[1] for row in self.rows]).astype(float)  # (K, A)
         weight = np.stack([row[2] for row in self.rows]).astype(float)  # (K, A)
         weight = np.maximum(np.array([row[0] for row in self.rows]), 0.05)[:, None] * weight
-        median = depth[int(np.argmax((weight > 0).sum(-1)))]  # (A,)
-        known = weight[int(np.argmax((weight > 0).sum(-1)))] > 0
+        median, joined = _chain(depth, weight > 0)
+        depth, weight = depth[joined], weight[joined]
+        # A row says nothing of its own scale where it stands alone: there the median is whatever the row was moved to.
+        shared = np.where((weight > 0).sum(0) > 1, weight, 0.0)  # (K, A)
         for _ in range(6):
-            both = np.where(known, weight, 0.0)
-            offset = weighted_median(depth - median, both)  # (K,)
+            offset = weighted_median(depth - median, shared)  # (K,)
             median = weighted_median((depth - offset[:, None]).T, weight.T)
-            known = (weight > 0).any(0)
-        deviation = np.abs(depth - offset[:, None] - median)[weight > 0]
-        spread = robust_scale(deviation) if len(self.rows) > 1 else _MIN_SPREAD
+        known = (weight > 0).any(0)
+        spread = robust_scale((depth - offset[:, None] - median)[shared > 0])
         return Reference(median - np.median(median[known]), known, max(spread, _MIN_SPREAD))
+
+
+def _chain(depth: Array, on: Array) -> tuple[Array, Array]:
+    """Log depths (A,) from rows (K, A) brought to one scale, where they are `on` (K, A); and which were (K,) bool.
+
+    Starts with the row of the most anchors and adds the one that shares the most with those added so far, because an
+    offset from few anchors would be carried on to all that follow.
+    """
+    first = int(np.argmax(on.sum(1)))
+    median, known, joined = depth[first], on[first], np.zeros(len(on), bool)
+    joined[first] = True
+    while not joined.all():
+        overlap = np.where(joined, 0, (on & known).sum(1))  # (K,)
+        best = int(np.argmax(np.where(_enough(overlap, on.sum(1)), overlap, 0)))
+        if not _enough(overlap[best], on[best].sum()):
+            break
+        offset = np.median((depth[best] - median)[on[best] & known])
+        median = np.where(known, median, depth[best] - offset)
+        known, joined[best] = known | on[best], True
+    return median, joined
+
+
+def _enough(shared: Array, own: Array) -> Array:
+    """Whether a map takes its scale from `shared` of its `own` anchors; elementwise."""
+    return (shared > 0) & (shared >= np.minimum(own, _MIN_SHARED))
 
 
 def _log_depth_at(pointmap: Pointmap, xy: Array) -> tuple[Array, Array]:
@@ -101,13 +131,16 @@ class CanonicalAccumulator:
         self.anchor_weight = np.zeros(len(anchors.xy))
 
     def scale_of(self, pointmap: Pointmap) -> tuple[float, Array, bool]:
-        """Log scale of a pair's point map relative to the reference, each anchor's deviation (A,), whether known."""
+        """Log scale of a pair's point map relative to the reference, each anchor's deviation (A,), whether known.
+
+        No deviation where the reference, or the map, knows nothing of an anchor.
+        """
         log_depth, weight = _log_depth_at(pointmap, self.anchors.xy)
-        weight = np.where(self.reference.known, weight, 0.0)
-        if not (weight > 0).any():
+        shared = self.reference.known & (weight > 0)  # (A,)
+        if not _enough(shared.sum(), (weight > 0).sum()):
             return 0.0, np.zeros(len(weight)), False
-        scale = float(weighted_median(log_depth - self.reference.log_depth, weight))
-        return scale, log_depth - scale - self.reference.log_depth, True
+        scale = float(weighted_median(log_depth - self.reference.log_depth, np.where(shared, weight, 0.0)))
+        return scale, np.where(shared, log_depth - scale - self.reference.log_depth, 0.0), True
 
     def add(self, pointmap: Pointmap, score: float) -> tuple[float, bool]:
         """Add one pair of weight `score`; returns its log scale relative to the reference, and whether it has one."""
@@ -116,7 +149,7 @@ class CanonicalAccumulator:
             return 0.0, False
         log_depth, confidence = _log_depth_at(pointmap, self.anchors.xy)  # (A,), (A,)
         spread = self.reference.spread
-        own = max(robust_scale(deviation[confidence > 0]), spread)
+        own = max(robust_scale(deviation[self.reference.known & (confidence > 0)]), spread)
         agreement = (spread / own) ** 2 / (1.0 + (deviation / (2.5 * spread)) ** 2) ** 2 * score  # (A,)
         self.anchor_weight += agreement * confidence
         self.anchor_log_depth += agreement * confidence * (log_depth - scale)

@@ -38,20 +38,24 @@ def known_poses(views: Sequence[View], intrinsics: Array) -> KnownPoses:
     size = np.abs(places).max(initial=0.0)
     metric = bool(apart > 1e-9 * max(size, 1e-12) and apart > 0)
     centre = np.zeros(3)
-    if metric:
-        seen = [n for n in np.flatnonzero(given).tolist() if views[n].mask.any()]
+    seen = [n for n in np.flatnonzero(given).tolist() if views[n].mask.any()]
+    if metric and seen:
         middles = [np.stack(np.nonzero(views[n].mask)[::-1], -1).mean(0) for n in seen]
         aim = [poses[n, :3, :3] @ rays(intrinsics[n], middle[None])[0] for n, middle in zip(seen, middles)]
-        centre = _nearest_point(poses[seen, :3, 3], np.array(aim).reshape(-1, 3))
+        centre = _nearest_point(poses[seen, :3, 3], np.array(aim))
     return KnownPoses(given, poses, metric, centre)
 
 
 def _nearest_point(origins: Array, directions: Array) -> Array:
-    """Point (3,) nearest to lines from `origins` (K, 3) along `directions` (K, 3), in the least-squares sense."""
+    """Point (3,) nearest to lines from `origins` (K, 3) along `directions` (K, 3), in the least-squares sense.
+
+    Of all points that parallel lines are equally near to, the one nearest to the origins' mean.
+    """
     unit = directions / np.linalg.norm(directions, axis=-1, keepdims=True)
     across = np.eye(3) - unit[:, :, None] * unit[:, None, :]  # (K, 3, 3)
+    middle = origins.mean(0)  # what the ridge pulls to, and no digits are lost to a frame that begins far away
     system = across.sum(0) + 1e-9 * np.eye(3)
-    return np.linalg.solve(system, (across @ origins[:, :, None]).sum(0)[:, 0])
+    return middle + np.linalg.solve(system, (across @ (origins - middle)[:, :, None]).sum(0)[:, 0])
 
 
 def depth_of_centre(known: KnownPoses, view: int) -> float:

@@ -84,9 +84,8 @@ def match_error(i_from_j: Array, points_i: Array, points_j: Array) -> float:
         return 0.0
     errors = []
     for a, b in ((points_i, apply(i_from_j, points_j)), (points_j, apply(inverse(i_from_j), points_i))):
-        norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
         sine = np.linalg.norm(np.cross(a, b), axis=-1)
-        errors.append(np.median(np.arctan2(sine, (a * b).sum(-1) + 0.0 * norms)))
+        errors.append(np.median(np.arctan2(sine, (a * b).sum(-1))))
     return float(max(errors))
 
 

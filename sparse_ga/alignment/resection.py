@@ -12,10 +12,12 @@ from sparse_ga.alignment.edges import usable
 from sparse_ga.alignment.evidence import matches_on_object, points_of
 from sparse_ga.alignment.inputs import Inputs
 from sparse_ga.geometry.cameras import project
-from sparse_ga.geometry.transforms import apply, inverse
+from sparse_ga.geometry.transforms import apply, inverse, skew
 from sparse_ga.products import Alignment, Array, CanonicalView
 
 _MIN_INLIERS = 15
+_MAX_SIGMA_DEG = 3.0  # of a placed view's rotation
+_LEAST_SIGMA_PX = 0.5  # matches are not believed to be better than this, however well a pose fits them
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ def resect_views(alignment: Alignment, inputs: Inputs, refused: Array) -> tuple[
     """The alignment with every unregistered view that its matches place beyond doubt, and which those are (N,) bool.
 
     A view is placed when one pose explains at least 15 of its matches, at least half of those of every pair that
-    counts for it, and when pairs that contradict the pose do not exist, or are outweighed and two others confirm it.
+    counts for it, when these tell its rotation to three degrees (points on one line do not), and when pairs that
+    contradict the pose do not exist, or are outweighed and two others confirm it.
     Views that were `refused` (N,) bool before are left alone.
     """
     placed = np.zeros(len(inputs.views), bool)
@@ -85,7 +88,31 @@ def _pose(seen: _Sightings, intrinsics: Array, tolerance_px: float) -> tuple[Arr
     pose[:3, :3], pose[:3, 3] = cv2.Rodrigues(rotvec)[0], translation.ravel()
     there, front = project(intrinsics, apply(pose, seen.points))
     inlier = front & (np.linalg.norm(there - seen.xy, axis=-1) < 2 * tolerance_px)
-    return pose, _beyond_doubt(inlier, seen.pair)
+    if inlier.sum() < _MIN_INLIERS:
+        return pose, False
+    seen_px = there[inlier] - seen.xy[inlier]  # (K, 2)
+    sigma_px = max(float(np.sqrt((seen_px**2).sum() / (2 * len(seen_px) - 6))), _LEAST_SIGMA_PX)
+    sigma_deg = turn_sigma_deg(apply(pose, seen.points[inlier]), intrinsics, sigma_px)
+    return pose, sigma_deg < _MAX_SIGMA_DEG and _beyond_doubt(inlier, seen.pair)
+
+
+def turn_sigma_deg(points: Array, intrinsics: Array, sigma_px: float) -> float:
+    """Standard deviation of a camera's rotation, in degrees, that was found from points (M, 3) in its own frame.
+
+    `sigma_px` is that of a coordinate of their pixels. Infinite where the points leave a direction of the pose open, as
+    points on a line do: to turn about that line changes nothing.
+    """
+    centre = points.mean(0)
+    size = max(float(np.sqrt(((points - centre) ** 2).sum(1).mean())), 1e-12)
+    z = points[:, 2, None, None]
+    ahead = np.broadcast_to(intrinsics[:2, :2], (len(points), 2, 2)) / z  # (M, 2, 2)
+    by_point = np.concatenate([ahead, -ahead @ (points[:, :2, None] / z)], -1)  # (M, 2, 3), pixel by point
+    by_turn = -by_point @ skew(points - centre)  # about the points' centre
+    jacobian = np.concatenate([by_turn, by_point * size], -1).reshape(-1, 6)  # (2M, 6)
+    value, vector = np.linalg.eigh(jacobian.T @ jacobian)
+    if value[0] <= 1e-12 * value[-1]:
+        return float("inf")
+    return float(np.degrees(sigma_px * np.sqrt((vector[:3] ** 2 / value).sum())))
 
 
 def _beyond_doubt(inlier: Array, pair: Array) -> bool:

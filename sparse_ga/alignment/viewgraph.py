@@ -14,34 +14,49 @@ from scipy.spatial.distance import squareform
 from sparse_ga.geometry.transforms import rotation_angle_deg
 from sparse_ga.products import Array
 
+MAX_TRIANGLES = 64  # of an edge that are looked at, beside those found from its neighbours
+_CHUNK = 100_000  # triangles whose rotations are multiplied at once
 MAX_AGAINST = 0.5  # of the weight of the one pair that ties two parts together
 
 
 @dataclass(frozen=True)
 class Triplets:
-    """All triangles of a graph: edge indices and the rotation left over after going round."""
+    """Triangles of a graph: edge indices and the rotation left over after going round."""
 
     edges: Array  # (T, 3) int64: edges ab, bc, ac of every triangle a < b < c
     error_deg: Array  # (T,)
 
 
 def find_triplets(pairs: Array, rotations: Array) -> Triplets:
-    """Triangles of the graph with edges `pairs` (P, 2), i != j, and `rotations` (P, 3, 3) i_from_j."""
-    forward = pairs[:, 0] < pairs[:, 1]
+    """Triangles of the graph with edges `pairs` (P, 2), i != j, and `rotations` (P, 3, 3) i_from_j.
+
+    All of them, but of an edge's triangles with views that come after both of its own no more than `MAX_TRIANGLES`,
+    spread evenly over these views: time and memory are linear in the number of edges. Every edge is in that many
+    triangles or in all that it has. Of several edges between two views the last counts.
+    """
     low, high = pairs.min(1), pairs.max(1)
+    forward = pairs[:, 0] < pairs[:, 1]
     low_from_high = np.where(forward[:, None, None], rotations, np.swapaxes(rotations, -1, -2))
-    edge_of = {(int(a), int(b)): e for e, (a, b) in enumerate(zip(low, high))}
-    above: dict[int, set[int]] = {}
-    for a, b in edge_of:
-        above.setdefault(a, set()).add(b)
-    triangles = [
-        (edge_of[a, b], edge_of[b, c], edge_of[a, c])
-        for a, b in edge_of
-        for c in above.get(a, set()) & above.get(b, set())
-    ]
-    edges = np.array(triangles, np.int64).reshape(-1, 3)
-    ab, bc, ac = (low_from_high[edges[:, k]] for k in range(3))
-    return Triplets(edges, rotation_angle_deg(ab @ bc @ np.swapaxes(ac, -1, -2)))
+    edges = _triangles(low, high)
+    error_deg = np.zeros(len(edges))
+    for start in range(0, len(edges), _CHUNK):
+        ab, bc, ac = (low_from_high[edges[start : start + _CHUNK, k]] for k in range(3))  # (t, 3, 3)
+        error_deg[start : start + _CHUNK] = rotation_angle_deg(ab @ bc @ np.swapaxes(ac, -1, -2))
+    return Triplets(edges, error_deg)
+
+
+def _triangles(low: Array, high: Array) -> Array:
+    """Edges ab, bc, ac (T, 3) of the triangles a < b < c of edges from `low` (P,) to `high` (P,)."""
+    size = int(high.max(initial=-1)) + 1
+    number = np.full((size, size), -1, np.int64)  # edge between two views
+    number[low, high] = np.arange(len(low))
+    found = [np.zeros((0, 3), np.int64)]
+    for step, (a, b) in enumerate(dict.fromkeys(zip(low.tolist(), high.tolist()))):
+        third = np.flatnonzero((number[a, b + 1 :] >= 0) & (number[b, b + 1 :] >= 0)) + b + 1
+        if len(third) > MAX_TRIANGLES:  # a start of its own for each edge, so that no view is left out by all
+            third = third[np.sort((np.arange(MAX_TRIANGLES) * len(third) // MAX_TRIANGLES + step) % len(third))]
+        found.append(np.stack([np.full(len(third), number[a, b]), number[b, third], number[a, third]], 1))
+    return np.concatenate(found)
 
 
 def triplet_support(triplets: Triplets, weights: Array, max_error_deg: Array) -> Array:

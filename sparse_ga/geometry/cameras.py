@@ -1,4 +1,4 @@
-"""Pinhole cameras in OpenCV axes: projection, unprojection, intrinsics under an affine change of pixels."""
+"""Pinhole cameras in OpenCV axes: projection and unprojection."""
 
 from __future__ import annotations
 
@@ -10,14 +10,6 @@ from sparse_ga.products import Array
 def make_intrinsics(focal_px: float, principal_point: Array) -> Array:
     """Intrinsics (3, 3) of square pixels."""
     return np.array([[focal_px, 0, principal_point[0]], [0, focal_px, principal_point[1]], [0, 0, 1.0]])
-
-
-def transform_intrinsics(b_from_a: Array, intrinsics_a: Array) -> Array:
-    """Intrinsics (..., 3, 3) in pixels b, of cameras known in pixels a, under the affine `b_from_a` (..., 3, 3).
-
-    Integer coordinates are pixel centres in both. Skew is dropped: the affine must be axis-aligned.
-    """
-    return b_from_a @ intrinsics_a
 
 
 def project(intrinsics: Array, points: Array) -> tuple[Array, Array]:

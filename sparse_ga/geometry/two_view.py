@@ -55,33 +55,46 @@ def sampson(rays_i: Array, rays_j: Array, essential_j_i: Array) -> Array:
     return numerator / np.sqrt(np.maximum(norm2, 1e-24))
 
 
+@dataclass(frozen=True, eq=False)
+class RayBatch:
+    """Corresponding rays of B pairs; those of weight 0 do not count."""
+
+    rays_i: Array  # (B, M, 3)
+    rays_j: Array  # (B, M, 3)
+    weights: Array  # (B, M)
+
+    @staticmethod
+    def repeated(count: int, rays_i: Array, rays_j: Array, weights: Array) -> RayBatch:
+        """One pair's rays (M, 3) and weights (M,) for `count` poses to be tried on."""
+        shape = (count, len(rays_i), 3)
+        weights = np.broadcast_to(weights, shape[:2])
+        return RayBatch(np.broadcast_to(rays_i, shape), np.broadcast_to(rays_j, shape), weights)
+
+    def errors(self, rotation: Array, translation: Array) -> Array:
+        """Signed Sampson distance (B, M) under poses (B, 3, 3), (B, 3)."""
+        return sampson(self.rays_i, self.rays_j, essential(rotation, translation))
+
+    def costs(self, rotation: Array, translation: Array, scale: float) -> Array:
+        """Cauchy cost (B,) of poses (B, 3, 3), (B, 3): a negative log likelihood; `scale` in units of `errors`."""
+        return (self.weights * np.log1p((self.errors(rotation, translation) / scale) ** 2)).sum(-1)
+
+
 def refine_relative_poses(
-    rays_i: Array,
-    rays_j: Array,
-    weights: Array,
-    rotation: Array,
-    translation: Array,
-    scale: float,
-    iterations: int = 12,
+    batch: RayBatch, rotation: Array, translation: Array, scale: float, iterations: int = 12
 ) -> tuple[Array, Array]:
-    """Poses (B, 3, 3), (B, 3) that lower the robust (Cauchy) Sampson error of rays (B, M, 3) with weights (B, M).
+    """Poses (B, 3, 3), (B, 3) that lower the robust (Cauchy) Sampson error of a batch of pairs.
 
     Gauss-Newton on rotation and the direction of translation, iteratively reweighted; `scale` is the Cauchy scale in
     the units of `sampson`. A step that does not lower a pair's cost is halved, then dropped: the result is never worse.
     """
     rotation, translation = rotation.copy(), translation.copy()
-
-    def cost_of(r: Array, t: Array) -> Array:
-        error = sampson(rays_i, rays_j, essential(r, t)) / scale
-        return (weights * np.log1p(error**2)).sum(-1)
-
-    cost = cost_of(rotation, translation)  # (B,)
+    cost = batch.costs(rotation, translation, scale)  # (B,)
     for _ in range(iterations):
-        step = _sampson_step(rays_i, rays_j, weights, rotation, translation, scale)  # (B, 5)
+        step = _sampson_step(batch, rotation, translation, scale)  # (B, 5)
         before = cost.copy()
         for damp in (1.0, 0.5, 0.1):
             r_new, t_new = _retract(rotation, translation, damp * step)
-            cost_new = cost_of(r_new, t_new)
+            cost_new = batch.costs(r_new, t_new, scale)
             better = (cost == before) & (cost_new < cost)
             rotation[better], translation[better], cost[better] = r_new[better], t_new[better], cost_new[better]
             if (cost < before).all():
@@ -131,12 +144,10 @@ def _sampson_jacobian(rays_i: Array, rays_j: Array, rotation: Array, translation
     return (rays_j * line_j).sum(-1) / norm, jacobian
 
 
-def _sampson_step(
-    rays_i: Array, rays_j: Array, weights: Array, rotation: Array, translation: Array, scale: float
-) -> Array:
+def _sampson_step(batch: RayBatch, rotation: Array, translation: Array, scale: float) -> Array:
     """Gauss-Newton step (B, 5) of the Cauchy Sampson cost, gradient norms held fixed."""
-    residual, jacobian = _sampson_jacobian(rays_i, rays_j, rotation, translation)
-    w = weights / (1 + (residual / scale) ** 2)
+    residual, jacobian = _sampson_jacobian(batch.rays_i, batch.rays_j, rotation, translation)
+    w = batch.weights / (1 + (residual / scale) ** 2)
     normal = np.einsum("bmk,bm,bml->bkl", jacobian, w, jacobian)
     gradient = np.einsum("bmk,bm,bm->bk", jacobian, w, residual)
     ridge = 1e-9 * np.trace(normal, axis1=1, axis2=2)[:, None, None] + 1e-18
@@ -190,7 +201,7 @@ def optimal_rays(rays_i: Array, rays_j: Array, rotation: Array, translation: Arr
 def estimate_relative_pose(
     rays_i: Array, rays_j: Array, threshold: float, reliable: Array | None = None, independent: float = 1.0
 ) -> RelativePose | None:
-    """Relative pose of a pair from rays (M, 3) with outliers, or None if there is none.
+    """Relative pose of a pair from rays (M, 3) with outliers, or None if there is none, or a ray is not finite.
 
     USAC with MAGSAC scoring (OpenCV), the four decompositions told apart by cheirality; beside it, poses from affine
     epipolar geometry, which long focal lengths need (there the five-point solver is ill-conditioned and often ends in
@@ -199,7 +210,7 @@ def estimate_relative_pose(
     correspondences where there are enough of them; all others may join as inliers afterwards. `independent` is the
     share of correspondences that are evidence of their own, for `ambiguity_deg`.
     """
-    if len(rays_i) < 6:
+    if len(rays_i) < 6 or not (np.isfinite(rays_i).all() and np.isfinite(rays_j).all()):
         return None
     drawn = np.ones(len(rays_i), bool) if reliable is None or reliable.sum() < 12 else reliable
     starts = _affine_starts(rays_i[drawn], rays_j[drawn], threshold)
@@ -208,14 +219,12 @@ def estimate_relative_pose(
         starts.append(sampled)
     if not starts:
         return None
-    batch = (len(starts), len(rays_i), 3)
-    all_i, all_j = np.broadcast_to(rays_i, batch), np.broadcast_to(rays_j, batch)
+    batch = RayBatch.repeated(len(starts), rays_i, rays_j, np.ones(len(rays_i)))
     scale = threshold / 2
     rotations, translations = refine_relative_poses(
-        all_i, all_j, np.ones(batch[:2]), np.stack([r for r, _ in starts]), np.stack([t for _, t in starts]), scale
+        batch, np.stack([r for r, _ in starts]), np.stack([t for _, t in starts]), scale
     )
-    error = sampson(all_i, all_j, essential(rotations, translations)) / scale  # (B, M)
-    cost = np.log1p(error**2).sum(1)  # (B,), negative log likelihood
+    cost = batch.costs(rotations, translations, scale)  # (B,)
     best = int(cost.argmin())
     rotation, translation = rotations[best], translations[best]
     rivals = rotations[cost < cost[best] + _RIVAL_COST / independent]

@@ -12,14 +12,13 @@ import numpy as np
 from sparse_ga.geometry.cameras import rays
 from sparse_ga.geometry.transforms import rotation_angle_deg
 from sparse_ga.geometry.two_view import (
+    RayBatch,
     RelativePose,
-    essential,
     estimate_relative_pose,
     midpoint_depths,
     ray_angles_deg,
     refine_relative_poses,
     rotation_sigma_deg,
-    sampson,
 )
 from sparse_ga.matching.dense import DenseMatches, match_described
 from sparse_ga.network.descriptor_cnn import DenseDescriptor, DescriptorMap
@@ -164,13 +163,10 @@ def joint_pose(
     translation points: that puts most matches in front of both cameras. These are its inliers, and the lesser ambiguity
     is its own.
     """
-    batch = (2, len(rays_i), 3)
-    both = np.broadcast_to(rays_i, batch), np.broadcast_to(rays_j, batch)
+    batch = RayBatch.repeated(2, rays_i, rays_j, weights)
     rotation, translation = np.stack([p.rotation for p in poses]), np.stack([p.translation for p in poses])
-    weight = np.broadcast_to(weights, batch[:2])
-    rotation, translation = refine_relative_poses(*both, weight, rotation, translation, scale)
-    error = sampson(*both, essential(rotation, translation)) / scale  # (2, M)
-    best = int((weight * np.log1p(error**2)).sum(1).argmin())
+    rotation, translation = refine_relative_poses(batch, rotation, translation, scale)
+    best = int(batch.costs(rotation, translation, scale).argmin())
     forth, back = (_in_front(rays_i, rays_j, rotation[best], way * translation[best]) for way in (1, -1))
     way, front = (1, forth) if forth.sum() >= back.sum() else (-1, back)
     return RelativePose(rotation[best], way * translation[best], front, min(p.ambiguity_deg for p in poses))

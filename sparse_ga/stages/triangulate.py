@@ -32,7 +32,8 @@ def run(
     config: Config,
 ) -> Reconstruction:
     """Triangulate and fuse what align3d and refine2d have `solved`."""
-    from sparse_ga.triangulation import triangulate_views
+    from sparse_ga.triangulation import MatchedPairs, triangulate_views
 
     canonical, alignment = solved[0].canonical_views(), solved[1]
-    return triangulate_views(views, canonical, alignment, pairs, load_matches, load_source, config.triangulate)
+    matched = MatchedPairs(pairs, load_matches)
+    return triangulate_views(views, canonical, alignment, matched, load_source, config.triangulate)

@@ -5,35 +5,35 @@ Works in working pixels throughout; the `Reconstruction` it returns is in source
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from sparse_ga.config import TriangulateConfig
-from sparse_ga.products import Alignment, CanonicalView, Reconstruction, VerifiedMatches, View
+from sparse_ga.products import Alignment, CanonicalView, Reconstruction, View
 from sparse_ga.triangulation.assemble import assemble, track_cloud
 from sparse_ga.triangulation.dense import bare_views, dense_cloud
 from sparse_ga.triangulation.fusion import Fusion, LoadSource, object_diameter
-from sparse_ga.triangulation.sparse import inside_masks, solve_sparse
+from sparse_ga.triangulation.sparse import MatchedPairs, inside_masks, solve_sparse
 
-__all__ = ["triangulate_views"]
+__all__ = ["MatchedPairs", "triangulate_views"]
 
 
 def triangulate_views(
     views: Sequence[View],
     canonical: Sequence[CanonicalView],
     alignment: Alignment,
-    pairs: Sequence[tuple[int, int]],
-    load_matches: Callable[[int], VerifiedMatches],
+    matched: MatchedPairs,
     load_source: LoadSource,
     config: TriangulateConfig,
 ) -> Reconstruction:
     """Tracks, bundle adjustment and the fused cloud of aligned views.
 
-    `canonical` and `alignment` have one entry a view, in the order of `views`; `load_matches(k)` gives the matches of
-    ``pairs[k]`` in working px, `load_source(n)` the photograph of view n (H, W, 3) uint8 and its mask (H, W) bool.
-    Only registered views take part. With poses and intrinsics given by the user and held by the alignment this is
-    plain triangulation: nothing moves the cameras. Without tracks or depths the reconstruction is empty, never wrong.
+    `canonical` and `alignment` have one entry a view, in the order of `views`; `matched` are pairs of them with their
+    matches, `load_source(n)` is the photograph of view n (H, W, 3) uint8 and its mask (H, W) bool. Only registered
+    views take part, and only matches on their masks. With poses and intrinsics given by the user and held by the
+    alignment this is plain triangulation: nothing moves the cameras. Without tracks or depths the reconstruction is
+    empty, never wrong.
     """
-    sparse = solve_sparse(views, alignment, pairs, load_matches, config)
+    sparse = solve_sparse(views, alignment, matched, config)
     masks = [view.mask for view in views]
     sparse = inside_masks(sparse, masks, 2 * config.silhouette_px, 0.5)
     if config.dense:

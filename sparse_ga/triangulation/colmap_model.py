@@ -69,11 +69,6 @@ def _add_points(model: Any, obs: Observations, slot: Array, points: Array, color
         model.add_point3D(point, track, color)
 
 
-def read_points(model: Any, count: int) -> Array:
-    """Points (count, 3) of a model in the order they were added."""
-    return np.array([model.point3D(row + 1).xyz for row in range(count)]).reshape(-1, 3)
-
-
 def read_cam_from_world(model: Any, count: int) -> Array:
     """Poses (count, 4, 4) of the images 1..count."""
     result = np.tile(np.eye(4), (count, 1, 1))

@@ -272,7 +272,7 @@ def _nearest_depth(view: DepthView, xy: Array) -> Array:
 def _sample_image(image: Array, mask: Array, xy: Array, source_from_working: Array) -> tuple[Array, Array]:
     """Colours (P, 3) float64 at working pixels (P, 2), and how far from the outline they are, (P,) in [0, 1].
 
-    0 off the object, 1 from three working pixels inside it.
+    0 off the object, 1 from three working pixels inside it. Pixels off the mask have no part in a colour.
     """
     source = xy @ source_from_working[:2, :2].T + source_from_working[:2, 2]
     height, width = mask.shape
@@ -281,10 +281,18 @@ def _sample_image(image: Array, mask: Array, xy: Array, source_from_working: Arr
     row, column = np.rint(safe[:, 1]).astype(np.int64), np.rint(safe[:, 0]).astype(np.int64)
     depth_px = distance_outside(~mask)[row, column] / source_from_working[0, 0]
     inner = np.where(inside, np.clip(depth_px / _OUTLINE_PX, 0, 1) ** 2, 0.0)
-    low = np.minimum(np.floor(safe).astype(np.int64), np.maximum(np.array([width, height]) - 2, 0))
-    fraction = safe - low
-    x1, y1 = np.minimum(low[:, 0] + 1, width - 1), np.minimum(low[:, 1] + 1, height - 1)
-    corners = [image[low[:, 1], low[:, 0]], image[low[:, 1], x1], image[y1, low[:, 0]], image[y1, x1]]
-    fx, fy = fraction[:, :1], fraction[:, 1:]
-    weights = [(1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy]
-    return sum(w * c.astype(np.float64) for w, c in zip(weights, corners, strict=True)), inner
+    return _masked_bilinear(image, mask, safe), inner
+
+
+def _masked_bilinear(image: Array, mask: Array, xy: Array) -> Array:
+    """Colours (P, 3) float64 at pixels (P, 2) inside the image, mixed of the neighbours on the mask; 0 without any."""
+    height, width = mask.shape
+    low = np.minimum(np.floor(xy).astype(np.int64), np.maximum(np.array([width, height]) - 2, 0))  # (P, 2)
+    fx, fy = (xy - low).T
+    total, weight = np.zeros((len(xy), 3)), np.zeros(len(xy))
+    for x, across in ((low[:, 0], 1 - fx), (np.minimum(low[:, 0] + 1, width - 1), fx)):
+        for y, down in ((low[:, 1], 1 - fy), (np.minimum(low[:, 1] + 1, height - 1), fy)):
+            share = across * down * mask[y, x]  # (P,)
+            total += share[:, None] * image[y, x]
+            weight += share
+    return total / np.maximum(weight, 1e-12)[:, None]

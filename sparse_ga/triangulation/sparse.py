@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sparse_ga.alignment.edges import on_foreground
 from sparse_ga.config import TriangulateConfig
 from sparse_ga.geometry.triangulation import errors_px
 from sparse_ga.products import Alignment, Array, PairMatches, VerifiedMatches, View
@@ -18,6 +19,14 @@ from sparse_ga.triangulation.views import Rig, make_rig
 _LIMIT_SIGMAS = 4.0  # largest residual
 _LEAST_SIGMA_PX = 0.05  # rendered photographs and oracles have less
 _RAYLEIGH = 1.1774  # median length of a 2D normal vector of unit standard deviation per coordinate
+
+
+@dataclass(frozen=True)
+class MatchedPairs:
+    """Pairs of views, by their indices, and what loads the matches of the k-th one, working px."""
+
+    pairs: Sequence[tuple[int, int]]
+    load: Callable[[int], VerifiedMatches]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +41,7 @@ class SparseResult:
 def solve_sparse(
     views: Sequence[View],
     alignment: Alignment,
-    pairs: Sequence[tuple[int, int]],
-    load_matches: Callable[[int], VerifiedMatches],
+    matched: MatchedPairs,
     config: TriangulateConfig,
 ) -> SparseResult:
     """Tracks and cameras, with two rounds of adjustment and triangulation anew in between.
@@ -42,7 +50,7 @@ def solve_sparse(
     within `config.max_reprojection_px` of their point would bend the cameras.
     """
     rig = make_rig(views, alignment)
-    candidates = build_tracks(pairs, _MatchLoader(pairs, load_matches, alignment), config.track_cell_px)
+    candidates = build_tracks(matched.pairs, _match_loader(views, alignment, matched), config.track_cell_px)
     tracks = triangulate_tracks(rig.projection, candidates, config.max_reprojection_px, config.min_angle_deg)
     sigma_px = residual_sigma_px(rig, tracks, config.max_reprojection_px)
     limits = (min(_LIMIT_SIGMAS * sigma_px, config.max_reprojection_px), config.min_angle_deg)
@@ -75,23 +83,29 @@ def residual_sigma_px(rig: Rig, tracks: TriangulatedTracks, most_px: float) -> f
     return float(np.clip(np.median(error) / _RAYLEIGH, _LEAST_SIGMA_PX, most_px))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _MatchLoader:
-    """Matches of pairs that take part: both views registered, and the pair not rejected or dropped."""
+    """Matches on the object of the pairs that take part."""
 
-    pairs: Sequence[tuple[int, int]]
-    load: Callable[[int], VerifiedMatches]
-    alignment: Alignment
+    matched: MatchedPairs
+    masks: Sequence[Array]  # (H, W) bool of every view
+    takes_part: Array  # (P,) bool
 
     def __call__(self, number: int) -> PairMatches:
-        i, j = self.pairs[number]
-        names = self.alignment.names
-        if not (self.alignment.registered[i] and self.alignment.registered[j]):
+        if not self.takes_part[number]:
             return PairMatches.empty()
-        if any(text.startswith(f"{names[i]} | {names[j]} |") for text in self.alignment.dropped_pairs):
+        verified = self.matched.load(number)
+        if verified.rejected:
             return PairMatches.empty()
-        verified = self.load(number)
-        return PairMatches.empty() if verified.rejected else verified.matches
+        i, j = self.matched.pairs[number]
+        return verified.matches.select(on_foreground(verified, self.masks[i], self.masks[j]))
+
+
+def _match_loader(views: Sequence[View], alignment: Alignment, matched: MatchedPairs) -> _MatchLoader:
+    """Pairs take part whose views are both registered and which the alignment did not drop."""
+    names, registered, dropped = alignment.names, alignment.registered, alignment.dropped_names
+    takes_part = [registered[i] and registered[j] and (names[i], names[j]) not in dropped for i, j in matched.pairs]
+    return _MatchLoader(matched, [view.mask for view in views], np.array(takes_part, bool))
 
 
 def inside_masks(sparse: SparseResult, masks: list[Array], limit_px: float, tolerated: float) -> SparseResult:

@@ -52,11 +52,6 @@ class TriangulatedTracks:
             Observations.empty(), np.zeros((0, 3)), np.zeros((0, 3, 3)), np.zeros(len(TrackStatus), np.int64)
         )
 
-    def mean_errors(self, projection: Array) -> Array:
-        """Mean reprojection error of each track, (T,) px."""
-        error = errors_px(projection, self.obs, self.points)
-        return np.bincount(self.obs.point_index, error, minlength=len(self.points)) / np.maximum(self.obs.lengths, 1)
-
 
 @dataclass(frozen=True, eq=False)
 class _MatchGraph:
@@ -164,8 +159,9 @@ def triangulate_tracks(
 ) -> TriangulatedTracks:
     """Points of candidate tracks: robust two-ray consensus, DLT on the inliers, Levenberg-Marquardt.
 
-    `projection` (V, 3, 4) in working px. Observations a point does not explain within `limit_px` form a track of
-    their own and are tried again, so tracks that one wrong match joined come apart instead of being averaged.
+    `projection` (V, 3, 4) in working px. Observations that a good point does not explain within `limit_px` form
+    a track of their own and are tried again, so tracks that one wrong match joined come apart instead of being
+    averaged. Candidates without a good point are given up as a whole.
     """
     found: list[TriangulatedTracks] = []
     rejected = np.zeros(len(TrackStatus), np.int64)

@@ -153,6 +153,35 @@ def test_background_pixels_change_nothing() -> None:
         np.testing.assert_array_equal(a.depth, b.depth)
 
 
+def strips(spans: list[tuple[int, int]], units: list[float]) -> list[Pointmap]:
+    """Maps of the true depth, each of the columns of its span only and in a unit of its own."""
+    maps = []
+    for (low, high), unit in zip(spans, units):
+        one = pointmap(true_depth() * unit)
+        confidence = np.zeros(SHAPE, np.float32)
+        confidence[:, low:high] = one.confidence[:, low:high]
+        maps.append(Pointmap(one.points, confidence))
+    return maps
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1)])
+def test_maps_that_overlap_their_neighbours_only_are_chained(order: tuple[int, ...]) -> None:
+    maps = strips([(0, 48), (38, 58), (48, 66), (56, 80)], [1.0, 3.0, 9.0, 0.1])
+    view = merge([maps[k] for k in order])
+    assert np.abs(relative_error(view)).max() < 1e-4
+    assert (view.confidence[view.anchor_of_pixel >= 0] > 0).all()
+
+
+def test_a_map_without_overlap_is_left_out() -> None:
+    """Its unit is unknown: what it alone sees takes the depth of its neighbourhood, at no confidence."""
+    seen = strips([(0, 44), (56, 80)], [1.0, 1.0])
+    flat = [Pointmap(np.full((*SHAPE, 3), unit, np.float32), one.confidence) for unit, one in zip((1.0, 9.0), seen)]
+    view = merge(flat)
+    on = view.anchor_of_pixel >= 0
+    np.testing.assert_allclose(view.depth[on], 1.0, rtol=1e-5)
+    assert (view.confidence[:, 56:] == 0).all()
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_pairs() -> None:
     case = ring_case(6, MILD)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
 from sparse_ga.alignment.viewgraph import (
+    MAX_TRIANGLES,
     TieEvidence,
     confirmed_members,
     find_triplets,
@@ -37,6 +40,39 @@ def test_triplets_of_true_rotations_close_in_any_orientation() -> None:
     triplets = find_triplets(pairs, rotations)
     assert len(triplets.edges) == 20
     assert triplets.error_deg.max() < 1e-6
+
+
+def test_triplets_are_all_those_of_a_small_graph() -> None:
+    rng = np.random.default_rng(4)
+    pairs = complete(30)[rng.permutation(435)[:300]]
+    pairs[::3] = pairs[::3, ::-1]
+    edge = {frozenset(pair): e for e, pair in enumerate(pairs.tolist())}
+    wanted = set()
+    for a, b, c in itertools.combinations(range(30), 3):
+        sides = [edge.get(frozenset(side)) for side in ((a, b), (b, c), (a, c))]
+        if None not in sides:
+            wanted.add(tuple(sides))
+    found = find_triplets(pairs, rotations_of(pairs)).edges.tolist()
+    assert len(found) == len(wanted)
+    assert {tuple(row) for row in found} == wanted
+
+
+@pytest.mark.slow
+def test_triplets_of_a_complete_graph_grow_with_its_edges() -> None:
+    """Bounded, the same every time, and enough of every edge to judge it by."""
+    pairs = complete(200)
+    rotations = rotations_of(pairs)
+    rng = np.random.default_rng(1)
+    wrong = rng.random(len(pairs)) < 0.3
+    rotations[wrong] = exp_so3(rng.normal(size=(wrong.sum(), 3)) * 1.2 + 0.5) @ rotations[wrong]
+    triplets = find_triplets(pairs, rotations)
+    assert len(triplets.edges) <= MAX_TRIANGLES * len(pairs)
+    assert np.bincount(triplets.edges.reshape(-1), minlength=len(pairs)).min() >= MAX_TRIANGLES
+    assert len(np.unique(triplets.edges, axis=0)) == len(triplets.edges)
+    np.testing.assert_array_equal(triplets.edges, find_triplets(pairs, rotations).edges)
+    support = triplet_support(triplets, np.ones(len(pairs)), np.full(len(pairs), 5.0))
+    assert support[~wrong].min() > 0.8
+    assert support[wrong].max() < 0.2
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.4])

@@ -75,6 +75,16 @@ def test_too_few_or_identical_points_give_none_or_no_parallax() -> None:
         assert np.median(ray_angles_deg(rays[pose.inliers], rays[pose.inliers], pose.rotation)) < 1.5
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("rows", [slice(3, 4), slice(None)])
+def test_rays_that_are_not_finite_give_no_pose(value: float, rows: slice) -> None:
+    rays_i, rays_j, _, _, _ = orbit_pair(600.0, 25.0, 0.3, seed=2)
+    spoiled = rays_i.copy()
+    spoiled[rows, 0] = value
+    assert estimate_relative_pose(spoiled, rays_j, 2e-3) is None
+    assert estimate_relative_pose(rays_j, spoiled, 2e-3) is None
+
+
 def test_optimal_rays_meet() -> None:
     rays_i, rays_j, rotation, translation, _ = orbit_pair(600.0, 30.0, 1.0, seed=3)
     met_i, met_j = optimal_rays(rays_i, rays_j, rotation, translation)

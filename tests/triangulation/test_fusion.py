@@ -16,7 +16,15 @@ from sparse_ga.config import TriangulateConfig
 from sparse_ga.products import Array
 from sparse_ga.triangulation.consistency import check_view, depth_normals
 from sparse_ga.triangulation.depth import DepthView
-from sparse_ga.triangulation.fusion import Cloud, Fusion, color_points, fuse, inspect_masks, object_diameter
+from sparse_ga.triangulation.fusion import (
+    Cloud,
+    Fusion,
+    _sample_image,
+    color_points,
+    fuse,
+    inspect_masks,
+    object_diameter,
+)
 from sparse_ga.triangulation.silhouettes import distance_outside, outside_votes, project_nearest
 from sparse_ga.triangulation.views import Rig
 
@@ -248,6 +256,40 @@ def test_colours_come_from_the_source_photographs(ball: tuple[Rig, list[DepthVie
     assert colors.dtype == np.uint8
     assert np.median(np.abs(colors - wanted)) < 2
     assert np.quantile(np.abs(colors - wanted), 0.99) < 12
+
+
+@pytest.mark.parametrize("zoom", [1, 2])
+def test_the_background_of_the_photographs_colours_no_point(
+    ball: tuple[Rig, list[DepthView]], clean_fusion: Fusion, zoom: int
+) -> None:
+    """To the last level, at the outline too and where the photograph is larger than what was aligned."""
+    by_index = {view.index: view for view in ball[1]}
+    affine = np.diag([1 / zoom, 1 / zoom, 1.0])
+    affine[:2, 2] = (1 / zoom - 1) / 2
+
+    def colors(background: int) -> Array:
+        def load_source(n: int) -> tuple[Array, Array]:
+            mask = np.repeat(np.repeat(by_index[n].mask, zoom, 0), zoom, 1)
+            own = np.random.default_rng(n).integers(60, 140, (*mask.shape, 3))
+            return np.where(mask[..., None], own, background).astype(np.uint8), mask
+
+        return color_points(clean_fusion.cloud, np.tile(affine, (16, 1, 1)), clean_fusion.depths, load_source)
+
+    black = colors(0)
+    np.testing.assert_array_equal(black, colors(255))
+    assert black.min() >= 60
+
+
+@pytest.mark.parametrize("background", [0, 255])
+def test_a_wire_one_pixel_wide_keeps_its_colour(background: int) -> None:
+    mask = np.zeros((20, 20), bool)
+    mask[:, 10] = True
+    image = np.where(mask[..., None], np.uint8(100), np.uint8(background)).repeat(3, -1)
+    xy = np.stack([np.linspace(9.51, 10.49, 30), np.linspace(0, 19, 30)], 1)
+    color, inner = _sample_image(image, mask, xy, np.eye(3))
+    np.testing.assert_allclose(color, 100, atol=1e-9)
+    assert (inner > 0).all()
+    assert (_sample_image(image, mask, xy + np.array([3, 0]), np.eye(3))[1] == 0).all()
 
 
 _HUNDRED_VIEWS = """

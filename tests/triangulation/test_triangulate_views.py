@@ -16,7 +16,7 @@ from sparse_ga.geometry import transforms
 from sparse_ga.products import PairMatches, Reconstruction, VerifiedMatches
 from sparse_ga.synthetic.oracle import OracleNoise
 from sparse_ga.synthetic.scene import SceneConfig
-from sparse_ga.triangulation import triangulate_views
+from sparse_ga.triangulation import MatchedPairs, triangulate_views
 from sparse_ga.triangulation.silhouettes import outside_votes
 from sparse_ga.triangulation.views import make_rig
 
@@ -41,8 +41,7 @@ def run(inputs: Inputs, config: TriangulateConfig = CONFIG) -> Reconstruction:
         inputs.views,
         inputs.canonical,
         inputs.alignment,
-        inputs.pairs,
-        inputs.load_matches,
+        MatchedPairs(inputs.pairs, inputs.load_matches),
         inputs.load_source,
         config,
     )
@@ -167,9 +166,8 @@ def test_source_pixels_of_a_larger_photograph(small: Inputs, result: Reconstruct
         image = np.pad(np.repeat(np.repeat(image, 3, 0), 3, 1), ((3, 3), (6, 6), (0, 0)))
         return image, np.pad(np.repeat(np.repeat(mask, 3, 0), 3, 1), ((3, 3), (6, 6)))
 
-    large = triangulate_views(
-        views, small.canonical, small.alignment, small.pairs, small.load_matches, load_source, CONFIG
-    )
+    matched = MatchedPairs(small.pairs, small.load_matches)
+    large = triangulate_views(views, small.canonical, small.alignment, matched, load_source, CONFIG)
     assert large.intrinsics[0, 0, 0] == pytest.approx(3 * result.intrinsics[0, 0, 0])
     np.testing.assert_allclose(large.working_intrinsics[:, 0, 0], result.working_intrinsics[:, 0, 0], rtol=1e-3)
     assert large.report.mean_reprojection_px == pytest.approx(3 * result.report.mean_reprojection_px, rel=0.02)
@@ -222,6 +220,25 @@ def test_dropped_and_rejected_pairs_take_no_part(small: Inputs) -> None:
     nothing = VerifiedMatches(PairMatches.empty(), 0.0)
     without = run(replace(small, matches=[nothing, nothing, *small.matches[2:]]), replace(CONFIG, dense=False))
     np.testing.assert_array_equal(with_wrong.track_points, without.track_points)
+
+
+def test_matches_off_the_object_change_nothing(small: Inputs) -> None:
+    """To the bit: the stage may be given matches that no mask has seen."""
+
+    def soiled(number: int) -> VerifiedMatches:
+        rng = np.random.default_rng(number)
+        off = [np.argwhere(~small.views[n].mask)[:, ::-1] for n in small.pairs[number]]
+        ends = [rng.choice(pixels, 60).astype(np.float32) for pixels in off]
+        ends[0][:10] = (small.views[0].width + 5, -3)  # not in the image at all
+        background = PairMatches(*ends, np.full(60, 9, np.float32))
+        return replace(small.matches[number], matches=small.matches[number].matches.joined(background))
+
+    config = replace(CONFIG, dense=False)
+    clean = run(small, config)
+    dirty = run(replace(small, matches=[soiled(k) for k in range(28)]), config)
+    for name in ("track_points", "track_colors", "track_errors", "world_from_cam", "intrinsics"):
+        np.testing.assert_array_equal(getattr(clean, name), getattr(dirty, name), err_msg=name)
+    np.testing.assert_array_equal(clean.tracks.xy, dirty.tracks.xy)
 
 
 @pytest.mark.bars
