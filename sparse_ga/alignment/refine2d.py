@@ -137,7 +137,7 @@ def _solve_once(inputs: Inputs, alignment: Alignment, excluded: Array) -> Alignm
         return replace(alignment, status=status)
     problem, start = _set_up(inputs, alignment, chosen, observations)
     views = [inputs.views[n] for n in chosen.tolist()]
-    apart = camera_groups(views, turned_apart=True).of_view
+    apart = camera_groups(inputs.views, turned_apart=True).among(chosen).of_view
     solution, problem = _solve(problem, start, inputs.config, apart, _principal_sigma(views, apart, inputs.config))
     result = _result(alignment, chosen, problem, solution, inputs.config)
     return replace(result, intrinsics=_shared_with_others(inputs.views, alignment, result))
@@ -158,7 +158,7 @@ def _shared_with_others(views: Sequence[View], before: Alignment, after: Alignme
 
 def _set_up(inputs: Inputs, alignment: Alignment, chosen: Array, observations: Observations) -> tuple[Problem, State]:
     views, config = [inputs.views[n] for n in chosen.tolist()], inputs.config
-    groups = camera_groups(views, turned_apart=config.principal_point == "free")
+    groups = camera_groups(inputs.views, turned_apart=config.principal_point == "free").among(chosen)
     canon = [np.log(inputs.canonical[n].anchor_depth.astype(float)) for n in chosen.tolist()]
     start = [alignment.anchor_depth[alignment.anchor_start[n] : alignment.anchor_start[n + 1]] for n in chosen]
     anchor_start = np.concatenate([[0], np.cumsum([len(c) for c in canon])]).astype(np.int64)

@@ -22,7 +22,7 @@ from sparse_ga.store import Key, digest_of
 STAGE = Stage("calibrate", 1, "run", ("ingest", "pairs", "encode"), ("calibrate", "ingest.shared_intrinsics"))
 FROM_RECONSTRUCTION = Stage(
     "calibrate",
-    4,
+    5,
     "run",
     ("ingest", "pairs", "forward", "match", "align3d", "refine2d"),
     ("calibrate", "ingest.shared_intrinsics", "match", "align3d", "refine2d"),
