@@ -23,12 +23,13 @@ from alignment_scenes import (
     same_intrinsics,
 )
 
+from sparse_ga.alignment.inputs import Inputs
 from sparse_ga.alignment.intrinsics import camera_groups
-from sparse_ga.alignment.refine2d import refine_views
+from sparse_ga.alignment.refine2d import _solve_once, refine_views
 from sparse_ga.config import Align3dConfig, Refine2dConfig, TriangulateConfig
 from sparse_ga.evaluation import relative_errors_deg
 from sparse_ga.geometry import cameras, transforms
-from sparse_ga.products import Array, PairMatches, PairPrediction, VerifiedMatches, View
+from sparse_ga.products import Alignment, Array, PairMatches, PairPrediction, VerifiedMatches, View
 from sparse_ga.synthetic.oracle import OracleNoise, OraclePredictor
 from sparse_ga.triangulation.sparse import solve_sparse
 from sparse_ga.triangulation.views import Rig
@@ -517,6 +518,51 @@ def test_the_best_known_focal_length_is_that_of_the_camera() -> None:
     np.testing.assert_allclose(start[::2], np.tile(np.diag([240.0, 230, 1]), (4, 1, 1)))
     np.testing.assert_allclose(start[1::2, [0, 1], [0, 1]], np.tile([230.0, 240], (4, 1)))  # turned
     assert camera_groups(views).source == ("given",)
+
+
+def rounds(case: Case, config: Refine2dConfig, count: int) -> list[Alignment]:
+    """The solutions of `count` rounds one after another, as if a pair had been dropped in every one."""
+    canonical, current = case.align()
+    inputs = Inputs(case.views, canonical, case.pairs, case.matches.__getitem__, config, current.intrinsics)
+    result = []
+    for _ in range(count):
+        current = _solve_once(inputs, current, np.zeros(len(case.pairs), bool))
+        result.append(current)
+    return result
+
+
+@pytest.mark.slow
+def test_priors_mean_the_same_however_many_rounds_there_are() -> None:
+    """Given values that are wrong, and believed: the first round goes as far from them as all rounds may."""
+    case = with_intrinsics(ring_case(6, MILD), "exif", 1.3)
+    focal = [one.intrinsics[0, 0, 0] for one in rounds(case, Refine2dConfig(exif_focal_percent=0.3), 4)]
+    np.testing.assert_allclose(focal[1:], focal[0], rtol=0.01)
+
+    posed = with_poses(ring_case(6, MILD), list(range(6)))
+    wrong = posed.views[3].world_from_cam.copy()
+    wrong[:3] = transforms.exp_so3(np.radians([0, 0, 4.0])) @ wrong[:3]
+    posed = posed.with_views([replace(v, world_from_cam=wrong) if n == 3 else v for n, v in enumerate(posed.views)])
+    found = rounds(posed, Refine2dConfig(hold_given_poses=False, pose_prior_deg=0.02), 4)
+    turn = [transforms.rotation_angle_deg(wrong[:3, :3].T @ one.world_from_cam[3, :3, :3]) for one in found]
+    np.testing.assert_allclose(turn[1:], turn[0], rtol=0.1)
+
+    config = Refine2dConfig(principal_point="free", principal_point_percent=0.05)
+    centre = [one.intrinsics[0, :2, 2] for one in rounds(offset_case(roll=True), config, 3)]
+    np.testing.assert_allclose(centre[1:], np.tile(centre[0], (2, 1)), atol=0.1)
+    assert np.linalg.norm(centre[0] - [95.5, 71.5]) > 0.5
+
+
+@pytest.mark.slow
+def test_a_principal_point_that_was_freed_stays_free_and_is_that_of_views_placed_later() -> None:
+    case = offset_case(roll=True)
+    first, second = rounds(case, Refine2dConfig(), 2)
+    np.testing.assert_allclose(second.intrinsics, first.intrinsics, atol=0.3)
+    canonical, coarse = case.align()
+    missing = replace(coarse, registered=np.arange(8) != 3)
+    inputs = Inputs(case.views, canonical, case.pairs, case.matches.__getitem__, Refine2dConfig(), coarse.intrinsics)
+    solved = _solve_once(inputs, missing, np.zeros(len(case.pairs), bool))
+    np.testing.assert_allclose(solved.intrinsics, np.tile(solved.intrinsics[0], (8, 1, 1)), rtol=1e-12)
+    assert np.linalg.norm(solved.intrinsics[3, :2, 2] - [95.5, 71.5]) > 5
 
 
 def offset_case(roll: bool) -> Case:
