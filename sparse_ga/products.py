@@ -237,7 +237,8 @@ class Alignment:
     ``reasons[n]`` says why. Depths are those of the anchors of ``CanonicalView`` n, rows ``anchor_start[n]`` to
     ``anchor_start[n + 1]``, in world units. The gauge: the first registered view is the world's origin and the median
     anchor depth over the registered views is 1, unless known poses fix the frame. `uncertainty_deg` is one standard
-    deviation of a view's rotation (NaN-free; 0 where unknown).
+    deviation of a view's rotation (NaN-free; 0 where unknown). `held_focal` says whose focal length was to stay as it
+    is, which holds for whatever adjusts the cameras afterwards.
     """
 
     names: tuple[str, ...]
@@ -252,6 +253,7 @@ class Alignment:
     residual_history: Array = field(default_factory=lambda: np.zeros(0))  # (iterations,) robust cost
     uncertainty_deg: Array = field(default_factory=lambda: np.zeros(0))  # (N,)
     metric_frame: bool = False  # True when known poses fix scale and frame
+    held_focal: Array = field(default_factory=lambda: np.zeros(0, bool))  # (N,) bool; empty: none
 
     def __post_init__(self) -> None:
         n = len(self.names)

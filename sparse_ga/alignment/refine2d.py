@@ -77,7 +77,8 @@ def refine_views(
         excluded = judged & ~np.array([placed[list(pair)].any() for pair in pairs], bool)
     if not current.registered.any() and alignment.registered.any():
         current = replace(current, status="failed: the matches contradict every camera")
-    return replace(fix_gauge(current, views), residual_history=np.concatenate(history))
+    held = _held_focal(views, config)
+    return replace(fix_gauge(current, views), residual_history=np.concatenate(history), held_focal=held)
 
 
 def _dropped(alignment: Alignment, pairs: Sequence[tuple[int, int]]) -> Array:
@@ -210,6 +211,12 @@ def _focal_sigma(sources: Sequence[str], config: Refine2dConfig) -> Array:
         if source == "given" and config.hold_given_intrinsics:
             result[g] = 0.0
     return result
+
+
+def _held_focal(views: Sequence[View], config: Refine2dConfig) -> Array:
+    """Views (N,) bool whose focal length stays as it is."""
+    groups = camera_groups(views)
+    return (_focal_sigma(groups.source, config) == 0)[groups.of_view]
 
 
 def _principal_sigma(views: Sequence[View], group: Array, config: Refine2dConfig) -> Array:

@@ -48,8 +48,8 @@ class Rig:
 def make_rig(views: Sequence[View], alignment: Alignment) -> Rig:
     """Cameras of an alignment.
 
-    A pose or intrinsics the user gave is held when the alignment kept it as given. Views of one camera and size,
-    upright or turned, share a sensor, as in the alignment.
+    A pose or intrinsics the user gave is held when the alignment kept it as given; a focal length also where it was to
+    stay as it is. Views of one camera and size, upright or turned, share a sensor, as in the alignment.
     """
     sensor = camera_groups(views).of_view
     held = np.array(
@@ -59,6 +59,8 @@ def make_rig(views: Sequence[View], alignment: Alignment) -> Rig:
         ],
         bool,
     )
+    if len(alignment.held_focal):
+        held |= alignment.held_focal
     return Rig(
         alignment.registered,
         alignment.world_from_cam,

@@ -489,6 +489,15 @@ def adjusted(case: Case, config: Refine2dConfig | None = None) -> Rig:
 
 
 @pytest.mark.slow
+def test_focal_lengths_that_are_not_to_be_refined_are_not_adjusted_either() -> None:
+    case = with_intrinsics(ring_case(6, MILD), "exif", 1.05)
+    np.testing.assert_array_equal(
+        adjusted(case, Refine2dConfig(optimize_focal=False)).intrinsics, np.stack([v.intrinsics for v in case.views])
+    )
+    np.testing.assert_allclose(adjusted(case).intrinsics[:, 0, 0], FOCAL, rtol=0.02)
+
+
+@pytest.mark.slow
 def test_the_camera_given_with_one_photograph_is_that_of_all() -> None:
     """Whatever else is known of the others, and whether or not the one that it is given with takes part."""
     case = with_intrinsics(ring_case(6, MILD), "unknown", 1.05)
