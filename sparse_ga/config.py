@@ -42,7 +42,7 @@ class IngestConfig:
     object_id: int | None = None
     """In integer label masks: the label of the object. Unset: every non-zero label."""
     shared_intrinsics: bool = True
-    """All photographs of one size come from one camera with one zoom setting."""
+    """All photographs of one size come from one camera with one zoom setting: what is given for one holds for all."""
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -238,7 +238,8 @@ class Alignment:
     ``anchor_start[n + 1]``, in world units. The gauge: the first registered view is the world's origin and the median
     anchor depth over the registered views is 1, unless known poses fix the frame. `uncertainty_deg` is one standard
     deviation of a view's rotation (NaN-free; 0 where unknown). `residual_history` is what the solver minimised, whose
-    losses follow the residuals; `match_cost` can be compared between alignments of the same photographs.
+    losses follow the residuals; `match_cost` can be compared between alignments of the same photographs. `held_focal`
+    says whose focal length was to stay as it is, which holds for whatever adjusts the cameras afterwards.
     """
 
     names: tuple[str, ...]
@@ -254,6 +255,7 @@ class Alignment:
     uncertainty_deg: Array = field(default_factory=lambda: np.zeros(0))  # (N,)
     metric_frame: bool = False  # True when known poses fix scale and frame
     match_cost: float = 0.0  # mean over both views of all matches, log(1 + r^2) of the error r in px, at most log(10)
+    held_focal: Array = field(default_factory=lambda: np.zeros(0, bool))  # (N,) bool; empty: none
 
     def __post_init__(self) -> None:
         n = len(self.names)

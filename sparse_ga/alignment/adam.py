@@ -8,7 +8,7 @@ a view tree. Every step is vectorised over all matches of all pairs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -19,6 +19,8 @@ from torch import Tensor
 from sparse_ga.alignment.levenberg import Solution
 from sparse_ga.alignment.problem import Problem, State
 from sparse_ga.alignment.viewgraph import spanning_tree, tree_order
+from sparse_ga.geometry.transforms import inverse
+from sparse_ga.products import Array
 
 STEPS = 300
 _RATES = (0.07, 0.014)
@@ -28,15 +30,19 @@ _SMOOTH = 1e-3  # keeps the gradient of x^0.5 finite: relative to the scene in 3
 
 @dataclass(frozen=True)
 class _Chain:
-    """A view tree by levels: views whose parents are all on the level before."""
+    """A view tree by levels: views whose parents are all on the level before. Held views are nobody's children.
+
+    `metric` says whether held views fix the unit: two in different places do.
+    """
 
     order: tuple[tuple[Tensor, Tensor], ...]  # (children, parents) of each level
-    root: int
+    held: Tensor  # (n,) bool
+    metric: bool
 
 
 @dataclass
 class _Variables:
-    """What Adam moves: poses relative to the parent, scales, focal lengths, anchor depths."""
+    """What Adam moves: poses relative to the parent (to the world without one), scales, focal lengths, depths."""
 
     quaternion: Tensor  # (n, 4), w first
     translation: Tensor  # (n, 3)
@@ -60,9 +66,14 @@ class _Matches:
 
 
 def adam_schedule(problem: Problem, start: State, steps: int = STEPS) -> Solution:
-    """Both phases from `start`, `steps` each; poses, focal lengths and principal points that are held stay put."""
+    """Both phases from `start`, `steps` each; poses, focal lengths and principal points that are held stay put.
+
+    Rates are for a scene at unit distance, so that is what it is scaled to meanwhile: given poses have a unit of their
+    own.
+    """
     matches, chain = _tensors(problem), _make_chain(problem)
-    variables = _initial(start, chain)
+    log_unit = float(np.median(start.log_depth))
+    variables = _initial(_rescaled(start, -log_unit), chain)
     history: list[float] = []
     for phase, (rate, power) in enumerate(zip(_RATES, _POWERS)):
         moved = [variables.quaternion, variables.translation]
@@ -82,7 +93,17 @@ def adam_schedule(problem: Problem, start: State, steps: int = STEPS) -> Solutio
         variables.log_scale.detach().numpy(),
         variables.log_depth.detach().numpy(),
     )
-    return Solution(state, "converged", np.array(history))
+    return Solution(_rescaled(state, log_unit), "converged", np.array(history))
+
+
+def _rescaled(state: State, log_factor: float) -> State:
+    """The same state in a world exp(log_factor) times as large."""
+    return replace(
+        state,
+        translation=state.translation * np.exp(log_factor),
+        log_scale=state.log_scale + log_factor,
+        log_depth=state.log_depth + log_factor,
+    )
 
 
 def _descend(moved: list[Tensor], loss: Callable[[], Tensor], rate: float, steps: int, history: list[float]) -> None:
@@ -122,22 +143,31 @@ def _tensors(problem: Problem) -> _Matches:
 
 
 def _make_chain(problem: Problem) -> _Chain:
-    """A tree over the pairs with the most matches, from the view with the most matches."""
+    """A tree over the pairs with the most matches, from the view with the most matches; cut above held views."""
     obs = problem.observations
     pairs = np.stack([obs.link_host, obs.link_target], 1)
     length = np.diff(obs.link_start).astype(float)
     strength = np.bincount(obs.link_host, length, minlength=problem.view_count)
     root = int(np.argmax(strength))
     tree = spanning_tree(problem.view_count, pairs, length / max(length.max(initial=1.0), 1.0))
+    held = problem.pose_sigma == 0
     level = {root: 0}
     levels: list[list[tuple[int, int]]] = []
     for parent, child, _ in tree_order(problem.view_count, pairs, tree, root):
+        if held[child]:
+            level[child] = 0
+            continue
         level[child] = level[parent] + 1
         if len(levels) < level[child]:
             levels.append([])
         levels[level[child] - 1].append((child, parent))
     order = tuple((torch.tensor([c for c, _ in part]), torch.tensor([p for _, p in part])) for part in levels)
-    return _Chain(order, root)
+    return _Chain(order, torch.from_numpy(held), _are_apart(inverse(problem.pose_prior[held])[:, :3, 3]))
+
+
+def _are_apart(places: Array) -> bool:
+    """Whether not all of `places` (k, 3) are one."""
+    return len(places) > 1 and bool(np.ptp(places, axis=0).max() > 1e-9 * np.abs(places).max())
 
 
 def _initial(start: State, chain: _Chain) -> _Variables:
@@ -178,8 +208,13 @@ def _rotation(quaternion: Tensor) -> Tensor:
 
 
 def _poses(variables: _Variables, chain: _Chain) -> tuple[Tensor, Tensor]:
-    """Rotations (n, 3, 3) and translations (n, 3) cam from world, composed along the tree."""
-    rotation, translation = _rotation(variables.quaternion), variables.translation
+    """Rotations (n, 3, 3) and translations (n, 3) cam from world, composed along the tree.
+
+    Nothing pulls at the pose of a held view; its children move relative to it.
+    """
+    held = chain.held[:, None]
+    rotation = _rotation(torch.where(held, variables.quaternion.detach(), variables.quaternion))
+    translation = torch.where(held, variables.translation.detach(), variables.translation)
     world_r, world_t = rotation, translation
     for child, parent in chain.order:
         composed = rotation[child] @ world_r[parent]
@@ -209,7 +244,7 @@ def _power(distance2: Tensor, smooth: float, power: float) -> Tensor:
 
 def _loss_3d(problem: Problem, variables: _Variables, chain: _Chain, matches: _Matches, power: float) -> Tensor:
     """Weighted mean of the matched points' distances in the world, over the scenes' unit, to a power."""
-    scale = variables.log_scale - variables.log_scale.mean()
+    scale = variables.log_scale if chain.metric else variables.log_scale - variables.log_scale.mean()
     log_depth = torch.from_numpy(problem.canonical_log_depth) + scale[torch.from_numpy(problem.anchor_view)]
     points, _ = _points(problem, variables, matches, log_depth)
     rotation, translation = _poses(variables, chain)

@@ -54,7 +54,7 @@ def refine_views(
     agreeing pair are not registered. Gauge as `Alignment` states; `residual_history` is the robust cost of every
     iteration, `status` starts with ok unless nothing could be refined.
     """
-    inputs = Inputs(views, canonical, pairs, load_matches, config)
+    inputs = Inputs(views, canonical, pairs, load_matches, config, alignment.intrinsics)
     excluded = _dropped(alignment, pairs)
     refused = np.zeros(len(views), bool)
     current, history = alignment, [np.zeros(0)]
@@ -78,7 +78,8 @@ def refine_views(
         excluded = judged & ~np.array([placed[list(pair)].any() for pair in pairs], bool)
     if not current.registered.any() and alignment.registered.any():
         current = replace(current, status="failed: the matches contradict every camera")
-    return replace(fix_gauge(current, views), residual_history=np.concatenate(history))
+    held = _held_focal(views, config)
+    return replace(fix_gauge(current, views), residual_history=np.concatenate(history), held_focal=held)
 
 
 def _dropped(alignment: Alignment, pairs: Sequence[tuple[int, int]]) -> Array:
@@ -138,53 +139,65 @@ def _solve_once(inputs: Inputs, alignment: Alignment, excluded: Array) -> Alignm
         return replace(alignment, status=status)
     problem, start = _set_up(inputs, alignment, chosen, observations)
     views = [inputs.views[n] for n in chosen.tolist()]
-    apart = camera_groups(views, turned_apart=True).of_view
+    apart = camera_groups(inputs.views, turned_apart=True).among(chosen).of_view
     solution, problem = _solve(problem, start, inputs.config, apart, _principal_sigma(views, apart, inputs.config))
     result = _result(alignment, chosen, problem, solution, inputs.config)
     return replace(result, intrinsics=_shared_with_others(inputs.views, alignment, result))
 
 
 def _shared_with_others(views: Sequence[View], before: Alignment, after: Alignment) -> Array:
-    """Intrinsics (N, 3, 3) where unregistered views take part in the change of focal length of their camera.
+    """Intrinsics (N, 3, 3) where unregistered views take part in what happens to their camera.
 
-    A view that is placed later would otherwise keep another focal length than the other photographs of its camera.
+    A view that is placed later would otherwise have another focal length, or another principal point, than the other
+    photographs of its camera.
     """
     intrinsics, group, seen = after.intrinsics.copy(), camera_groups(views).of_view, after.registered
     zoom = after.intrinsics[:, 0, 0] / before.intrinsics[:, 0, 0]
     for g in np.unique(group[seen]):
         others = (group == g) & ~seen
         intrinsics[others, :2, :2] *= float(np.median(zoom[(group == g) & seen]))
+    group, shift = camera_groups(views, turned_apart=True).of_view, after.intrinsics - before.intrinsics
+    for g in np.unique(group[seen]):
+        others = (group == g) & ~seen
+        intrinsics[others, :2, 2] += np.median(shift[(group == g) & seen, :2, 2], axis=0)
     return intrinsics
 
 
 def _set_up(inputs: Inputs, alignment: Alignment, chosen: Array, observations: Observations) -> tuple[Problem, State]:
+    """The problem of the views `chosen` (n,), and where to start.
+
+    Priors are about what was given or first estimated, whatever earlier rounds have made of it: else every round would
+    let the cameras go as far from it again. A principal point that an earlier round has freed stays free.
+    """
     views, config = [inputs.views[n] for n in chosen.tolist()], inputs.config
-    groups = camera_groups(views, turned_apart=config.principal_point == "free")
+    first, now = inputs.intrinsics[chosen], alignment.intrinsics[chosen]
+    shift = now[:, :2, 2] - first[:, :2, 2]  # (n, 2)
+    free = config.principal_point == "free"
+    groups = camera_groups(inputs.views, turned_apart=free or bool(shift.any())).among(chosen)
     canon = [np.log(inputs.canonical[n].anchor_depth.astype(float)) for n in chosen.tolist()]
     start = [alignment.anchor_depth[alignment.anchor_start[n] : alignment.anchor_start[n + 1]] for n in chosen]
     anchor_start = np.concatenate([[0], np.cumsum([len(c) for c in canon])]).astype(np.int64)
     cam_from_world = inverse(alignment.world_from_cam[chosen])
     focal_sigma = _focal_sigma(groups.source, config)
-    free_centre = (focal_sigma > 0) & (config.principal_point == "free")
+    free_centre = (focal_sigma > 0) & (free | groups.median(shift).any(-1))
     problem = Problem(
         observations=observations,
-        intrinsics=alignment.intrinsics[chosen],
+        intrinsics=first,
         group=groups.of_view,
         anchor_start=anchor_start,
         canonical_log_depth=np.concatenate(canon),
         depth_weight=np.full(anchor_start[-1], _DEPTH_SIGMA**-2.0),
         focal_sigma=focal_sigma,
         principal_sigma_px=np.where(free_centre, _principal_sigma(views, groups.of_view, config), 0.0),
-        pose_prior=cam_from_world,
+        pose_prior=_given_poses(views, cam_from_world),
         pose_sigma=_pose_sigma(views, alignment.metric_frame, config),
     )
     scale = [np.median(np.log(s) - c) if len(c) else 0.0 for s, c in zip(start, canon)]
-    nothing = np.zeros(len(groups))
     return problem, State(
         cam_from_world[:, :3, :3],
         cam_from_world[:, :3, 3],
-        nothing,
-        np.zeros((len(groups), 2)),
+        groups.median(np.log(now[:, 0, 0] / first[:, 0, 0])),
+        groups.median(shift),
         np.array(scale),
         np.log(np.concatenate(start)),
     )
@@ -201,10 +214,25 @@ def _focal_sigma(sources: Sequence[str], config: Refine2dConfig) -> Array:
     return result
 
 
+def _held_focal(views: Sequence[View], config: Refine2dConfig) -> Array:
+    """Views (N,) bool whose focal length stays as it is."""
+    groups = camera_groups(views)
+    return (_focal_sigma(groups.source, config) == 0)[groups.of_view]
+
+
 def _principal_sigma(views: Sequence[View], group: Array, config: Refine2dConfig) -> Array:
     """Standard deviation (G,) px of each group's principal point, where it is not held."""
     side = np.array([max(view.width, view.height) for view in views], float)
     return np.array([side[group == g].max() for g in range(group.max() + 1)]) * config.principal_point_percent / 100
+
+
+def _given_poses(views: Sequence[View], otherwise: Array) -> Array:
+    """Poses (n, 4, 4) cam from world as the user gave them; `otherwise` (n, 4, 4) where none is given."""
+    result = otherwise.copy()
+    for n, view in enumerate(views):
+        if view.world_from_cam is not None:
+            result[n] = inverse(view.world_from_cam)
+    return result
 
 
 def _pose_sigma(views: Sequence[View], metric_frame: bool, config: Refine2dConfig) -> Array:

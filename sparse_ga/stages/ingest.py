@@ -137,18 +137,21 @@ def run(source: Source, config: Config) -> View:
 def name_cameras(views: Sequence[View], shared: bool) -> list[View]:
     """The views with the cameras named whose intrinsics they share.
 
-    Shared: photographs of one size have one camera, unless their known focal lengths differ by more than a percent.
+    Shared: photographs of one size, upright or turned, have one camera, unless their known focal lengths differ by
+    more than a percent.
     Otherwise every view has its own.
     """
     if not shared:
         return [replace(view, camera=view.name) for view in views]
     zooms = [_zoom(view) for view in views]
+    sizes = [tuple(sorted(view.source_size)) for view in views]
     several = {
-        size: len({zoom for zoom, view in zip(zooms, views, strict=True) if zoom and view.source_size == size}) > 1
-        for size in {view.source_size for view in views}
+        size: len({zoom for zoom, other in zip(zooms, sizes, strict=True) if zoom and other == size}) > 1
+        for size in set(sizes)
     }
     return [
-        replace(view, camera=zoom if several[view.source_size] else "") for zoom, view in zip(zooms, views, strict=True)
+        replace(view, camera=zoom if several[size] else "")
+        for view, zoom, size in zip(views, zooms, sizes, strict=True)
     ]
 
 

@@ -48,9 +48,11 @@ class Adjustment:
 
 @dataclass(frozen=True, eq=False)
 class _Problem:
-    """Registered views and tracks in the pixels of the adjustment: source px times one factor per sensor.
+    """Registered views and tracks in the pixels of the adjustment: from the principal point, stretched to one focal
+    length per sensor.
 
-    One sensor is one SIMPLE_PINHOLE camera; y is stretched where its pixels are not square.
+    So one sensor is one SIMPLE_PINHOLE camera, however its photographs were turned, cut and resized, and whether or not
+    their pixels are square. The stretch is 1 for the first view of a sensor, and near 1 for others of its size.
     """
 
     views: Array  # (R,) view of each image
@@ -60,7 +62,7 @@ class _Problem:
     points: Array
 
 
-def adjust_bundle(rig: Rig, working_from_source: Array, tracks: TriangulatedTracks, loss_px: float) -> Adjustment:
+def adjust_bundle(rig: Rig, tracks: TriangulatedTracks, loss_px: float) -> Adjustment:
     """Jointly refine poses, focal lengths and points; held poses and intrinsics stay, the principal point is fixed.
 
     The result is refused when the robust cost does not fall, or when a camera turns, moves or zooms so far that it
@@ -73,11 +75,11 @@ def adjust_bundle(rig: Rig, working_from_source: Array, tracks: TriangulatedTrac
     chosen = _choose_tracks(tracks)
     if len(chosen.points) < _MIN_OBSERVATIONS or rig.registered.sum() < 2:
         return Adjustment(rig, False, "too few tracks", before, before)
-    firm, adrift = _firm_views(rig, working_from_source, chosen, loss_px)
+    firm, adrift = _firm_views(rig, chosen, loss_px)
     chosen = _among(chosen, firm)
     if len(chosen.points) < _MIN_OBSERVATIONS or firm.sum() < 2 or adrift:
         return Adjustment(rig, False, "the tracks tell less than the alignment", before, before)
-    problem = _make_problem(rig, working_from_source, chosen, firm)
+    problem = _make_problem(rig, chosen, firm)
     model = build_model(problem.cameras, problem.obs, problem.points)
     summary = _adjuster(model, problem, rig, loss_px).solve()
     if not summary.is_solution_usable():
@@ -120,7 +122,7 @@ def _with_observations(tracks: TriangulatedTracks, keep: Array) -> TriangulatedT
     return TriangulatedTracks(tracks.obs.select(keep), tracks.points[rows], tracks.covariance[rows], tracks.rejected)
 
 
-def _firm_views(rig: Rig, working_from_source: Array, tracks: TriangulatedTracks, loss_px: float) -> tuple[Array, bool]:
+def _firm_views(rig: Rig, tracks: TriangulatedTracks, loss_px: float) -> tuple[Array, bool]:
     """Registered views (N,) bool with enough observations, whose rotation the tracks tell about as well as the
     alignment did, or whose pose is held; and whether the tracks leave the positions of so many open that they drift.
 
@@ -131,7 +133,7 @@ def _firm_views(rig: Rig, working_from_source: Array, tracks: TriangulatedTracks
     tracks = _among(tracks, firm)
     if firm.sum() < 3 or not len(tracks.points) or not (rig.rotation_sigma_deg[firm] > 0).any():
         return firm, False
-    problem = _make_problem(rig, working_from_source, tracks, firm)
+    problem = _make_problem(rig, tracks, firm)
     sigma = pose_sigma_deg(problem, rig, loss_px)
     known = rig.rotation_sigma_deg[problem.views][:, None]
     less = (known > 0) & (sigma > _LESS_KNOWN * known) & ~rig.held_pose[problem.views][:, None]  # (R, 2)
@@ -139,28 +141,22 @@ def _firm_views(rig: Rig, working_from_source: Array, tracks: TriangulatedTracks
     return firm, bool(less[:, 1].mean() > _MOST_OPEN)
 
 
-def _make_problem(rig: Rig, working_from_source: Array, tracks: TriangulatedTracks, part: Array) -> _Problem:
+def _make_problem(rig: Rig, tracks: TriangulatedTracks, part: Array) -> _Problem:
     """The problem of the views `part` (N,) bool, which alone see `tracks`."""
     views = np.nonzero(part)[0]
-    sensors, camera = np.unique(rig.sensor[views], return_inverse=True)
-    first = views[[int(np.nonzero(camera.reshape(-1) == c)[0][0]) for c in range(len(sensors))]]  # (C,)
-    source_from_working = np.linalg.inv(working_from_source)
+    sensors, first, camera = np.unique(rig.sensor[views], return_index=True, return_inverse=True)
+    camera = camera.reshape(-1)  # (R,)
     params = np.zeros((len(sensors), 3))
-    stretch = np.zeros((len(sensors), 2))
-    for index, view in enumerate(first):
-        k = source_from_working[view] @ rig.intrinsics[view]
-        stretch[index] = rig.scale[view] * np.array([1.0, k[0, 0] / k[1, 1]])
-        params[index] = k[0, 0] * stretch[index, 0], *(k[:2, 2] * stretch[index])
+    params[:, 0] = rig.intrinsics[views[first], 0, 0]
     image = np.full(len(rig.registered), -1)
     image[views] = np.arange(len(views))
     obs = tracks.obs
-    to_source = source_from_working[obs.view_index]
-    xy = np.einsum("oij,oj->oi", to_source[:, :2, :2], obs.xy) + to_source[:, :2, 2]
-    xy = xy * stretch[camera.reshape(-1)[image[obs.view_index]]]
+    k, index = rig.intrinsics[obs.view_index], image[obs.view_index]
+    xy = (obs.xy - k[:, :2, 2]) * (params[camera[index], 0][:, None] / k[:, [0, 1], [0, 1]])
     sizes = np.full((len(sensors), 2), 10_000, np.int64)
     names = [f"{view:06d}" for view in views]
-    cameras = ModelCameras(names, rig.cam_from_world[views], camera.reshape(-1), "SIMPLE_PINHOLE", params, sizes)
-    return _Problem(views, sensors, cameras, Observations(obs.point_index, image[obs.view_index], xy), tracks.points)
+    cameras = ModelCameras(names, rig.cam_from_world[views], camera, "SIMPLE_PINHOLE", params, sizes)
+    return _Problem(views, sensors, cameras, Observations(obs.point_index, index, xy), tracks.points)
 
 
 def _options(loss_px: float) -> Any:

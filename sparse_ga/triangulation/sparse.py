@@ -59,13 +59,12 @@ def solve_sparse(
         return SparseResult(rig, tracks, Adjustment(rig, False, "off", 0.0, 0.0))
     if (rig.held_pose & rig.held_intrinsics)[rig.registered].all():
         return SparseResult(rig, tracks, Adjustment(rig, False, "poses and intrinsics given", 0.0, 0.0))
-    working_from_source = np.stack([view.working_from_source for view in views])
     loss_px = LOSS_SIGMAS * sigma_px
-    adjustment = adjust_bundle(rig, working_from_source, tracks, loss_px)
+    adjustment = adjust_bundle(rig, tracks, loss_px)
     if not adjustment.kept:
         return SparseResult(rig, tracks, adjustment)
     tracks = triangulate_tracks(adjustment.rig.projection, candidates, *limits)
-    again = adjust_bundle(adjustment.rig, working_from_source, tracks, loss_px)
+    again = adjust_bundle(adjustment.rig, tracks, loss_px)
     if again.kept and not came_loose(rig, again.rig, tracks.points):
         adjustment = Adjustment(again.rig, True, again.status, adjustment.rms_before_px, again.rms_after_px)
         tracks = triangulate_tracks(again.rig.projection, candidates, *limits)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from sparse_ga.alignment.intrinsics import camera_groups
 from sparse_ga.geometry.transforms import inverse
 from sparse_ga.products import Alignment, Array, View
 
@@ -20,7 +21,7 @@ class Rig:
     intrinsics: Array  # (N, 3, 3), working px
     held_pose: Array  # (N,) bool
     held_intrinsics: Array  # (N,) bool
-    sensor: Array  # (N,) int64, views of one number share their focal length
+    sensor: Array  # (N,) int64, views of one number zoom by one factor and hold their intrinsics together
     scale: Array  # (N,), working px per source px
     rotation_sigma_deg: Array  # (N,), standard deviation of each rotation by the alignment; 0 where unknown
 
@@ -47,23 +48,26 @@ class Rig:
 def make_rig(views: Sequence[View], alignment: Alignment) -> Rig:
     """Cameras of an alignment.
 
-    A pose or intrinsics the user gave is held when the alignment kept it as given. Views of one camera and size whose
-    intrinsics, put into source pixels, are the same share a sensor: focal lengths that came in equal stay equal.
+    A pose or intrinsics the user gave is held when the alignment kept it as given; a focal length also where it was to
+    stay as it is. Views of one camera and size, upright or turned, share a sensor, as in the alignment.
     """
-    keys = [_sensor_key(view, k) for view, k in zip(views, alignment.intrinsics, strict=True)]
-    number = {key: index for index, key in enumerate(dict.fromkeys(keys))}
+    sensor = camera_groups(views).of_view
+    held = np.array(
+        [
+            v.intrinsics_source == "given" and _kept(v.intrinsics, k)
+            for v, k in zip(views, alignment.intrinsics, strict=True)
+        ],
+        bool,
+    )
+    if len(alignment.held_focal):
+        held |= alignment.held_focal
     return Rig(
         alignment.registered,
         alignment.world_from_cam,
         alignment.intrinsics,
         np.array([_kept(v.world_from_cam, p) for v, p in zip(views, alignment.world_from_cam, strict=True)]),
-        np.array(
-            [
-                v.intrinsics_source == "given" and _kept(v.intrinsics, k)
-                for v, k in zip(views, alignment.intrinsics, strict=True)
-            ]
-        ),
-        np.array([number[key] for key in keys], np.int64),
+        np.isin(sensor, sensor[held]),
+        sensor,
         np.array([np.sqrt(abs(np.linalg.det(view.working_from_source[:2, :2]))) for view in views]),
         alignment.uncertainty_deg if len(alignment.uncertainty_deg) else np.zeros(len(views)),
     )
@@ -71,9 +75,3 @@ def make_rig(views: Sequence[View], alignment: Alignment) -> Rig:
 
 def _kept(given: Array | None, used: Array) -> bool:
     return given is not None and bool(np.allclose(given, used, rtol=1e-6, atol=1e-9))
-
-
-def _sensor_key(view: View, intrinsics: Array) -> tuple[object, ...]:
-    source = np.linalg.inv(view.working_from_source) @ intrinsics
-    values = source[[0, 1, 0, 1], [0, 1, 2, 2]]
-    return (view.camera, view.source_size, *(round(float(value), 4) for value in values))

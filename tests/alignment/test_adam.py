@@ -13,6 +13,7 @@ from alignment_scenes import (
     complete,
     make_case,
     ring,
+    ring_case,
     rotation_errors,
     same_intrinsics,
 )
@@ -57,6 +58,28 @@ def test_held_focal_lengths_do_not_move_and_nothing_is_changed_in_place() -> Non
     np.testing.assert_array_equal(state.log_depth, before)
     assert len(solution.history) == 10
     assert np.isfinite(solution.history).all()
+
+
+def test_held_poses_do_not_move_and_hold_the_others() -> None:
+    problem, state = small_problem()
+    sigma = np.array([np.inf, 0, np.inf, 0])
+    problem = replace(problem, pose_sigma=sigma)
+    solved = adam_schedule(problem, state, steps=5).state
+    np.testing.assert_allclose(solved.rotation[sigma == 0], state.rotation[sigma == 0], atol=1e-12)
+    np.testing.assert_allclose(solved.translation[sigma == 0], state.translation[sigma == 0], atol=1e-12)
+    assert (np.abs(solved.translation - state.translation).max(-1) > 1e-4).tolist() == [True, False, True, False]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("unit", [1.0, 1000.0])
+def test_the_schedule_with_given_poses_lands_where_the_other_solver_does(unit: float) -> None:
+    case = ring_case(8, MILD)
+    poses = case.scene.world_from_cam.copy()
+    poses[:, :3, 3] *= unit
+    views = [replace(v, world_from_cam=poses[n] if n in (0, 2, 4) else None) for n, v in enumerate(case.views)]
+    refined = case.with_views(views).refine(Refine2dConfig(solver="adam"))
+    assert np.linalg.norm(refined.world_from_cam[:, :3, 3] - poses[:, :3, 3], axis=-1).max() < 0.02 * unit
+    np.testing.assert_allclose(refined.intrinsics[:, 0, 0], 240, rtol=0.03)
 
 
 @pytest.mark.slow

@@ -23,12 +23,16 @@ from alignment_scenes import (
     same_intrinsics,
 )
 
-from sparse_ga.alignment.refine2d import refine_views
-from sparse_ga.config import Align3dConfig, Refine2dConfig
+from sparse_ga.alignment.inputs import Inputs
+from sparse_ga.alignment.intrinsics import camera_groups
+from sparse_ga.alignment.refine2d import _solve_once, refine_views
+from sparse_ga.config import Align3dConfig, Refine2dConfig, TriangulateConfig
 from sparse_ga.evaluation import relative_errors_deg
 from sparse_ga.geometry import cameras, transforms
-from sparse_ga.products import Array, PairMatches, PairPrediction, VerifiedMatches, View
+from sparse_ga.products import Alignment, Array, PairMatches, PairPrediction, VerifiedMatches, View
 from sparse_ga.synthetic.oracle import OracleNoise, OraclePredictor
+from sparse_ga.triangulation.sparse import solve_sparse
+from sparse_ga.triangulation.views import Rig
 
 NOTHING = VerifiedMatches(PairMatches.empty(), 0.0, "none", "no matches")
 
@@ -478,6 +482,98 @@ def test_views_of_one_camera_share_it_and_cameras_differ() -> None:
     np.testing.assert_allclose(found, focals, rtol=0.02)
 
 
+def adjusted(case: Case, config: Refine2dConfig | None = None) -> Rig:
+    """The cameras after both stages and the bundle adjustment."""
+    refined = case.refine(config)
+    return solve_sparse(case.views, refined, case.pairs, case.matches.__getitem__, TriangulateConfig()).rig
+
+
+@pytest.mark.slow
+def test_focal_lengths_that_are_not_to_be_refined_are_not_adjusted_either() -> None:
+    case = with_intrinsics(ring_case(6, MILD), "exif", 1.05)
+    np.testing.assert_array_equal(
+        adjusted(case, Refine2dConfig(optimize_focal=False)).intrinsics, np.stack([v.intrinsics for v in case.views])
+    )
+    np.testing.assert_allclose(adjusted(case).intrinsics[:, 0, 0], FOCAL, rtol=0.02)
+
+
+@pytest.mark.slow
+def test_the_camera_given_with_one_photograph_is_that_of_all() -> None:
+    """Whatever else is known of the others, and whether or not the one that it is given with takes part."""
+    case = with_intrinsics(ring_case(6, MILD), "unknown", 1.05)
+    given = case.scene.intrinsics[0] * np.array([[1.01, 1, 1], [1, 1.01, 1], [1, 1, 1]])
+    given[:2, 2] += (2.0, -1.0)
+    for n, others in ((0, case.views), (3, ring_case(6, MILD).views)):
+        views = [replace(v, intrinsics=given, intrinsics_source="given") if k == n else v for k, v in enumerate(others)]
+        rig = adjusted(case.with_views(views))
+        np.testing.assert_allclose(rig.intrinsics, np.tile(given, (6, 1, 1)), rtol=1e-12)
+        assert rig.held_intrinsics.all()
+    alone = camera_groups(views).among(np.array([1, 2]))
+    assert (alone.source, alone.of_view.tolist()) == (("given",), [0, 0])
+
+
+@pytest.mark.slow
+def test_the_best_known_focal_length_is_that_of_the_camera() -> None:
+    case = turned_case()
+    exif = cameras.make_intrinsics(250.0, np.array([95.5, 71.5]))
+    views = [replace(v, intrinsics=exif, intrinsics_source="exif") if n == 2 else v for n, v in enumerate(case.views)]
+    off = views[5].principal_point + 3
+    views[5] = replace(views[5], intrinsics=cameras.make_intrinsics(270.0, off))
+    start = case.with_views(views).align()[1].intrinsics
+    np.testing.assert_allclose(start[:, 0, 0], 250.0)
+    np.testing.assert_allclose(start[5, :2, 2], off)
+    views[4] = replace(views[4], intrinsics=np.diag([240.0, 230, 1]), intrinsics_source="given")
+    start = case.with_views(views).align()[1].intrinsics
+    np.testing.assert_allclose(start[::2], np.tile(np.diag([240.0, 230, 1]), (4, 1, 1)))
+    np.testing.assert_allclose(start[1::2, [0, 1], [0, 1]], np.tile([230.0, 240], (4, 1)))  # turned
+    assert camera_groups(views).source == ("given",)
+
+
+def rounds(case: Case, config: Refine2dConfig, count: int) -> list[Alignment]:
+    """The solutions of `count` rounds one after another, as if a pair had been dropped in every one."""
+    canonical, current = case.align()
+    inputs = Inputs(case.views, canonical, case.pairs, case.matches.__getitem__, config, current.intrinsics)
+    result = []
+    for _ in range(count):
+        current = _solve_once(inputs, current, np.zeros(len(case.pairs), bool))
+        result.append(current)
+    return result
+
+
+@pytest.mark.slow
+def test_priors_mean_the_same_however_many_rounds_there_are() -> None:
+    """Given values that are wrong, and believed: the first round goes as far from them as all rounds may."""
+    case = with_intrinsics(ring_case(6, MILD), "exif", 1.3)
+    focal = [one.intrinsics[0, 0, 0] for one in rounds(case, Refine2dConfig(exif_focal_percent=0.3), 4)]
+    np.testing.assert_allclose(focal[1:], focal[0], rtol=0.01)
+
+    posed = with_poses(ring_case(6, MILD), list(range(6)))
+    wrong = posed.views[3].world_from_cam.copy()
+    wrong[:3] = transforms.exp_so3(np.radians([0, 0, 4.0])) @ wrong[:3]
+    posed = posed.with_views([replace(v, world_from_cam=wrong) if n == 3 else v for n, v in enumerate(posed.views)])
+    found = rounds(posed, Refine2dConfig(hold_given_poses=False, pose_prior_deg=0.02), 4)
+    turn = [transforms.rotation_angle_deg(wrong[:3, :3].T @ one.world_from_cam[3, :3, :3]) for one in found]
+    np.testing.assert_allclose(turn[1:], turn[0], rtol=0.1)
+
+    config = Refine2dConfig(principal_point="free", principal_point_percent=0.05)
+    centre = [one.intrinsics[0, :2, 2] for one in rounds(offset_case(roll=True), config, 3)]
+    np.testing.assert_allclose(centre[1:], np.tile(centre[0], (2, 1)), atol=0.1)
+    assert np.linalg.norm(centre[0] - [95.5, 71.5]) > 0.5
+
+
+@pytest.mark.slow
+def test_a_principal_point_that_was_freed_stays_free_and_is_that_of_views_placed_later() -> None:
+    case = offset_case(roll=True)
+    first, second = rounds(case, Refine2dConfig(), 2)
+    np.testing.assert_allclose(second.intrinsics, first.intrinsics, atol=0.3)
+    canonical, coarse = case.align()
+    missing = replace(coarse, registered=np.arange(8) != 3)
+    inputs = Inputs(case.views, canonical, case.pairs, case.matches.__getitem__, Refine2dConfig(), coarse.intrinsics)
+    solved = _solve_once(inputs, missing, np.zeros(len(case.pairs), bool))
+    np.testing.assert_allclose(solved.intrinsics, np.tile(solved.intrinsics[0], (8, 1, 1)), rtol=1e-12)
+    assert np.linalg.norm(solved.intrinsics[3, :2, 2] - [95.5, 71.5]) > 5
+
+
 def offset_case(roll: bool) -> Case:
     """A ring whose principal point is 12 px off the centre, unknown to the views; every other camera upside down."""
     poses = ring(8)
@@ -545,6 +641,10 @@ def test_upright_and_turned_photographs_of_a_camera_share_its_focal_length() -> 
     assert focal[0] == pytest.approx(FOCAL, rel=0.01)
     np.testing.assert_array_equal(alignment.intrinsics[:, :2, 2], case.scene.intrinsics[:, :2, 2])
     assert rotation_errors(alignment, case.scene).max() < 1.0
+    rig = adjusted(case)
+    np.testing.assert_array_equal(rig.sensor, 0)
+    np.testing.assert_allclose(rig.intrinsics[:, 0, 0], rig.intrinsics[0, 0, 0], rtol=1e-12)
+    np.testing.assert_array_equal(rig.intrinsics[:, :2, 2], case.scene.intrinsics[:, :2, 2])
 
 
 @pytest.mark.slow
