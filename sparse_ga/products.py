@@ -46,12 +46,34 @@ def check_finite(array: Array, name: str) -> None:
         raise InvalidProduct(f"{name}: contains NaN or infinity")
 
 
+def is_rigid(pose: Array) -> bool:
+    """Whether `pose` (4, 4) is a rotation and a translation but for rounding to few digits: no scale, no mirroring."""
+    rotation = pose[:3, :3]
+    straight = np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3) and np.linalg.det(rotation) > 0
+    return bool(straight and np.allclose(pose[3], [0, 0, 0, 1]))
+
+
+def exact_pose(pose: Array) -> Array:
+    """The rigid transform (4, 4) float64 that `pose`, in float32 or of few digits, stands for: the nearest rotation.
+
+    A rotation that is one to float64's rounding stays as it is, bit for bit, so that what is exact is never changed.
+    """
+    result = pose.astype(np.float64)
+    rotation = result[:3, :3]
+    if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-12:
+        u, _, vt = np.linalg.svd(rotation)
+        result[:3, :3] = u @ vt
+    result[3] = 0, 0, 0, 1
+    return result
+
+
 @dataclass(frozen=True, eq=False)
 class View:
     """One photograph as a predictor sees it: resized, cropped to a multiple of the patch, with its object mask.
 
     `intrinsics` are in working pixels. `intrinsics_source` tells how far to trust them: ``given`` ones may be held
-    fixed, ``exif`` ones are a prior for the focal length only. `world_from_cam` is a camera pose the user gave.
+    fixed, ``exif`` ones are a prior for the focal length only. `world_from_cam` is a camera pose the user gave; its
+    rotation is made exact here (`exact_pose`), for all later stages to keep as it is.
     `digest` identifies the content a predictor can see (image, mask, intrinsics), not the file it came from.
     """
 
@@ -76,6 +98,9 @@ class View:
         if self.world_from_cam is not None:
             check(self.world_from_cam, f"View({self.name}).world_from_cam", (4, 4), "f")
             check_finite(self.world_from_cam, f"View({self.name}).world_from_cam")
+            if not is_rigid(self.world_from_cam):
+                raise InvalidProduct(f"View({self.name}).world_from_cam: must be a rotation and a translation")
+            object.__setattr__(self, "world_from_cam", exact_pose(self.world_from_cam))
 
     @property
     def height(self) -> int:

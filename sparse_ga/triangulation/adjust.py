@@ -304,6 +304,7 @@ def _read_back(model: Any, problem: _Problem, rig: Rig) -> tuple[Rig, Array]:
         intrinsics[rig.registered & (rig.sensor == sensor), [[0], [1]], [[0], [1]]] *= factor
     points = np.array([model.point3D(row + 1).xyz for row in range(len(problem.points))]).reshape(-1, 3)
     if rig.held_pose[views].any():
+        world_from_cam[rig.held_pose] = rig.world_from_cam[rig.held_pose]  # the model's quaternions rounded them
         return rig.moved(world_from_cam, intrinsics), points
     depth = [
         _median_depth(p[views], problem.obs, x)
