@@ -406,7 +406,7 @@ class ReconstructionReport:
     """What the triangulation found, in numbers and sentences; lengths in world units, errors in source px."""
 
     units: str = "arbitrary"  # or "given", when known poses fix them
-    frame: str = "first registered camera"  # or "given"
+    frame: str = "first registered camera"  # or "given", when a registered view has a given pose
     diameter: float = 0.0  # of the object: diagonal of the box that holds 96 % of the points on each axis
     mean_reprojection_px: float = 0.0  # over all observations of all tracks, source px
     mean_track_length: float = 0.0

@@ -66,8 +66,8 @@ def adjust_bundle(rig: Rig, working_from_source: Array, tracks: TriangulatedTrac
     The result is refused when the robust cost does not fall, or when a camera turns, moves or zooms so far that it
     can only have come loose, and nothing is adjusted where the tracks leave more than a quarter of the positions open.
     Cameras with few observations, or whose rotation the tracks tell less about than the alignment, are left out and
-    carried along with the points. Runs on one thread, so that the result is the same every time. The first camera that
-    takes part keeps its pose, and the median depth of the observations its value, unless given poses fix the frame.
+    carried along with the points. Runs on one thread, so that the result is the same every time. The first registered
+    camera keeps its pose, and the median depth of the observations its value, unless given poses fix the frame.
     """
     before = _rms_px(rig, tracks.obs, tracks.points)
     chosen = _choose_tracks(tracks)
@@ -95,7 +95,7 @@ def adjust_bundle(rig: Rig, working_from_source: Array, tracks: TriangulatedTrac
     words = (
         f"kept; {len(left_out)} views that it tells too little about were carried along" if len(left_out) else "kept"
     )
-    return Adjustment(moved, True, words, before, _rms_px(moved, chosen.obs, points))
+    return Adjustment(_anchored(rig, moved), True, words, before, _rms_px(moved, chosen.obs, points))
 
 
 def _choose_tracks(tracks: TriangulatedTracks) -> TriangulatedTracks:
@@ -335,6 +335,18 @@ def _carried(old: Rig, new: Rig, views: Array, points: tuple[Array, Array]) -> R
         pose[:3, :3] /= scale
         pose[:3, 3] -= pose[:3, 2] * (farther - 1) * np.median(_depths(pose[None], points[1]))
         poses[view] = pose
+    return new.moved(poses, new.intrinsics)
+
+
+def _anchored(old: Rig, new: Rig) -> Rig:
+    """`new` in the frame in which the first registered camera is where it was, unless given poses fix the frame."""
+    if old.held_pose.any():
+        return new
+    first = int(np.flatnonzero(old.registered)[0])
+    poses = new.world_from_cam.copy()
+    old_from_new = old.world_from_cam[first] @ inverse(new.world_from_cam[first])
+    poses[new.registered] = old_from_new @ poses[new.registered]
+    poses[first] = old.world_from_cam[first]
     return new.moved(poses, new.intrinsics)
 
 
