@@ -385,7 +385,7 @@ class DepthMaps:
 class Mesh:
     """A triangle mesh in the world frame; counter-clockwise triangles face outwards."""
 
-    vertices: Array  # (V, 3) float32
+    vertices: Array  # (V, 3) float64
     faces: Array  # (F, 3) int32
     colors: Array  # (V, 3) uint8
 
@@ -398,7 +398,7 @@ class Mesh:
     @staticmethod
     def empty() -> Mesh:
         """No surface."""
-        return Mesh(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int32), np.zeros((0, 3), np.uint8))
+        return Mesh(np.zeros((0, 3)), np.zeros((0, 3), np.int32), np.zeros((0, 3), np.uint8))
 
 
 @dataclass(frozen=True)
@@ -435,7 +435,7 @@ class Reconstruction:
     intrinsics: Array  # (N, 3, 3) float64, source px
     source_sizes: Array  # (N, 2) int64, (W, H)
     working_from_source: Array  # (N, 3, 3) float64
-    points: Array  # (P, 3) float32
+    points: Array  # (P, 3) float64: given poses may lie millions of units from their origin
     colors: Array  # (P, 3) uint8
     normals: Array  # (P, 3) float32, unit, towards the cameras
     point_confidence: Array  # (P,) float32 in [0, 1]

@@ -61,7 +61,7 @@ def assemble(
         intrinsics=source_from_working @ rig.intrinsics,
         source_sizes=np.array([view.source_size for view in views], np.int64).reshape(-1, 2),
         working_from_source=working_from_source,
-        points=cloud.points.astype(np.float32),
+        points=cloud.points,
         colors=colors[: len(cloud)],
         normals=cloud.normals.astype(np.float32),
         point_confidence=cloud.confidence.astype(np.float32),
