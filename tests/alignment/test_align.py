@@ -24,6 +24,7 @@ from alignment_scenes import (
 )
 
 from sparse_ga.alignment.refine2d import refine_views
+from sparse_ga.alignment.resection import _pose, _Sightings
 from sparse_ga.config import Align3dConfig, Refine2dConfig, TriangulateConfig
 from sparse_ga.evaluation import relative_errors_deg
 from sparse_ga.geometry import cameras, transforms
@@ -675,6 +676,18 @@ def test_the_unit_of_given_poses_does_not_matter() -> None:
         found.append(centres)
     np.testing.assert_allclose(found[1], found[0], atol=1e-6)
     np.testing.assert_allclose(found[2], found[0], atol=1e-6)
+
+
+def test_a_view_is_placed_in_a_maps_coordinates_as_well_as_near_the_origin() -> None:
+    rng = np.random.default_rng(0)
+    points, world_from_cam = 0.3 * rng.normal(size=(200, 3)), ring(8)[1]
+    intrinsics = same_intrinsics(1)[0]
+    xy, _ = cameras.project(intrinsics, transforms.apply(transforms.inverse(world_from_cam), points))
+    xy = xy + 0.3 * rng.normal(size=xy.shape)
+    for shift in (np.zeros(3), np.array([5e5, 4.5e6, 120.0])):
+        found, valid = _pose(_Sightings(points + shift, xy, np.zeros(200, int)), intrinsics, 3.0)
+        assert valid
+        np.testing.assert_allclose(transforms.inverse(found)[:3, 3] - shift, world_from_cam[:3, 3], atol=0.01)
 
 
 def test_given_poses_join_components_and_place_views_without_pairs() -> None:
