@@ -17,6 +17,7 @@ from sparse_ga.geometry.placement import display_origin, shifted
 from sparse_ga.io.export import FORMATS, export
 from sparse_ga.products import Array, Reconstruction
 from sparse_ga.report.figures import scene_frame
+from sparse_ga.report.showcase import showcase
 from sparse_ga.report.viewer import cloud_of
 
 FAR = np.array([5e5, 4.5e6, 120.0])
@@ -102,5 +103,7 @@ def test_what_is_shown(far: Reconstruction) -> None:
     corner: Array = shown[:3, :3] @ far.points[0] + shown[:3, 3]
     assert np.abs(corner).max() < 1
     near = make_reconstruction()
+    pictures = [np.asarray(showcase(r, [], 60)).astype(int) for r in (near, far)]
+    assert (np.abs(pictures[0] - pictures[1]) > 8).mean() < 0.01
     np.testing.assert_array_equal(display_origin(near), np.zeros(3))
     assert shifted(near, np.zeros(3)) is near
