@@ -90,7 +90,8 @@ def reconstruct(
         predictor: classical (default), compact, mast3r, a hub name, a checkpoint's path, or your own `PairPredictor`.
         config: A `Config`, or nested overrides of the defaults such as ``{"pairs": {"graph": "window-4"}}``.
         intrinsics: (3, 3) pinhole matrices in source px, by image name or in the order of the images.
-        world_from_cam: (4, 4) camera poses in OpenCV axes, likewise; known poses fix frame and scale.
+        world_from_cam: (4, 4) camera poses in OpenCV axes, likewise; known poses fix frame and scale,
+            and are kept as they are, rotations of few digits as the nearest exact ones.
         reporter: Where progress goes; nothing is printed without one.
 
     Returns:

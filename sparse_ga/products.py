@@ -46,12 +46,34 @@ def check_finite(array: Array, name: str) -> None:
         raise InvalidProduct(f"{name}: contains NaN or infinity")
 
 
+def is_rigid(pose: Array) -> bool:
+    """Whether `pose` (4, 4) is a rotation and a translation but for rounding to few digits: no scale, no mirroring."""
+    rotation = pose[:3, :3]
+    straight = np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3) and np.linalg.det(rotation) > 0
+    return bool(straight and np.allclose(pose[3], [0, 0, 0, 1]))
+
+
+def exact_pose(pose: Array) -> Array:
+    """The rigid transform (4, 4) float64 that `pose`, in float32 or of few digits, stands for: the nearest rotation.
+
+    A rotation that is one to float64's rounding stays as it is, bit for bit, so that what is exact is never changed.
+    """
+    result = pose.astype(np.float64)
+    rotation = result[:3, :3]
+    if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-12:
+        u, _, vt = np.linalg.svd(rotation)
+        result[:3, :3] = u @ vt
+    result[3] = 0, 0, 0, 1
+    return result
+
+
 @dataclass(frozen=True, eq=False)
 class View:
     """One photograph as a predictor sees it: resized, cropped to a multiple of the patch, with its object mask.
 
     `intrinsics` are in working pixels. `intrinsics_source` tells how far to trust them: ``given`` ones may be held
-    fixed, ``exif`` ones are a prior for the focal length only. `world_from_cam` is a camera pose the user gave.
+    fixed, ``exif`` ones are a prior for the focal length only. `world_from_cam` is a camera pose the user gave; its
+    rotation is made exact here (`exact_pose`), for all later stages to keep as it is.
     `digest` identifies the content a predictor can see (image, mask, intrinsics), not the file it came from.
     """
 
@@ -76,6 +98,9 @@ class View:
         if self.world_from_cam is not None:
             check(self.world_from_cam, f"View({self.name}).world_from_cam", (4, 4), "f")
             check_finite(self.world_from_cam, f"View({self.name}).world_from_cam")
+            if not is_rigid(self.world_from_cam):
+                raise InvalidProduct(f"View({self.name}).world_from_cam: must be a rotation and a translation")
+            object.__setattr__(self, "world_from_cam", exact_pose(self.world_from_cam))
 
     @property
     def height(self) -> int:
@@ -370,7 +395,7 @@ class DepthMaps:
 class Mesh:
     """A triangle mesh in the world frame; counter-clockwise triangles face outwards."""
 
-    vertices: Array  # (V, 3) float32
+    vertices: Array  # (V, 3) float64
     faces: Array  # (F, 3) int32
     colors: Array  # (V, 3) uint8
 
@@ -383,7 +408,7 @@ class Mesh:
     @staticmethod
     def empty() -> Mesh:
         """No surface."""
-        return Mesh(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int32), np.zeros((0, 3), np.uint8))
+        return Mesh(np.zeros((0, 3)), np.zeros((0, 3), np.int32), np.zeros((0, 3), np.uint8))
 
 
 @dataclass(frozen=True)
@@ -391,7 +416,7 @@ class ReconstructionReport:
     """What the triangulation found, in numbers and sentences; lengths in world units, errors in source px."""
 
     units: str = "arbitrary"  # or "given", when known poses fix them
-    frame: str = "first registered camera"  # or "given"
+    frame: str = "first registered camera"  # or "given", when a registered view has a given pose
     diameter: float = 0.0  # of the object: diagonal of the box that holds 96 % of the points on each axis
     mean_reprojection_px: float = 0.0  # over all observations of all tracks, source px
     mean_track_length: float = 0.0
@@ -420,7 +445,7 @@ class Reconstruction:
     intrinsics: Array  # (N, 3, 3) float64, source px
     source_sizes: Array  # (N, 2) int64, (W, H)
     working_from_source: Array  # (N, 3, 3) float64
-    points: Array  # (P, 3) float32
+    points: Array  # (P, 3) float64: given poses may lie millions of units from their origin
     colors: Array  # (P, 3) uint8
     normals: Array  # (P, 3) float32, unit, towards the cameras
     point_confidence: Array  # (P,) float32 in [0, 1]

@@ -12,7 +12,7 @@ from sparse_ga.alignment.components import GraphSolution, solve_graph
 from sparse_ga.alignment.edges import CanonicalDepths, LoadMatches, PairTable, build_edges, on_foreground, usable
 from sparse_ga.alignment.gauge import fix_gauge, status_of
 from sparse_ga.alignment.intrinsics import CameraGroups, camera_groups, focal_votes, initial_intrinsics
-from sparse_ga.alignment.known_poses import known_poses
+from sparse_ga.alignment.known_poses import KnownPoses, known_poses
 from sparse_ga.alignment.pair_geometry import in_canonical_units, similarity_from_pointmaps
 from sparse_ga.config import Align3dConfig
 from sparse_ga.geometry.focal import FocalVotes
@@ -43,7 +43,7 @@ def align_views(
     edges, dropped = build_edges(pairs, depths, raw, load_matches, table, config)
     known = known_poses(views, intrinsics)
     solution = solve_graph(views, edges, known, dropped, config)
-    return list(depths.canonical), fix_gauge(_product(views, depths, solution, known.metric), views)
+    return list(depths.canonical), fix_gauge(_product(views, depths, solution, known), views)
 
 
 def _survey(
@@ -136,13 +136,15 @@ def _second_pass(
     return CanonicalDepths(tuple(canonical), intrinsics, spread), raw
 
 
-def _product(views: Sequence[View], depths: CanonicalDepths, solution: GraphSolution, metric_frame: bool) -> Alignment:
-    """The solution as an `Alignment`, in whatever frame it was solved."""
+def _product(views: Sequence[View], depths: CanonicalDepths, solution: GraphSolution, known: KnownPoses) -> Alignment:
+    """The solution as an `Alignment`, in whatever frame it was solved; poses that fix the frame are the given ones."""
     scale = np.cbrt(np.linalg.det(solution.world_from_view[:, :3, :3]))  # (N,)
     world_from_cam = solution.world_from_view.copy()
     world_from_cam[:, :3, :3] /= scale[:, None, None]
     of_view = [view.anchor_depth.astype(float) * s for view, s in zip(depths.canonical, scale)]
     registered = solution.registered
+    given = registered & known.given & known.metric
+    world_from_cam[given] = known.world_from_cam[given]  # bit for bit: the solver's similarities round them
     return Alignment(
         tuple(view.name for view in views),
         registered,
@@ -154,7 +156,7 @@ def _product(views: Sequence[View], depths: CanonicalDepths, solution: GraphSolu
         solution.dropped,
         _status(solution),
         uncertainty_deg=np.zeros(len(views)),
-        metric_frame=metric_frame and bool(registered.any()),
+        metric_frame=known.metric and bool(registered.any()),
     )
 
 

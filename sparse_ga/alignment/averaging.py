@@ -108,11 +108,12 @@ def edge_residuals(world_from_view: Array, edges: EdgeSet) -> Array:
 def edge_jacobian(world_from_view: Array, edges: EdgeSet) -> tuple[Array, Array]:
     """Jacobians (P, 7, 7) of `edge_residuals` with respect to views i and j.
 
-    A view moves as R exp(a), log scale + l, t + b, in the order (a, l, b); first order in the residual rotation.
+    A view moves as R exp(a), log scale + l, t + scale b, in the order (a, l, b): in its own unit, so that the world's
+    does not matter. First order in the residual rotation.
     """
     i, j = edges.pairs.T
-    scale_i = np.cbrt(np.linalg.det(world_from_view[i, :3, :3]))[:, None, None]
-    rotation_i = world_from_view[i, :3, :3] / scale_i
+    scale = np.cbrt(np.linalg.det(world_from_view[:, :3, :3]))[:, None, None]
+    rotation_i = world_from_view[i, :3, :3] / scale[i]
     predicted = inverse(world_from_view[i]) @ world_from_view[j]
     rotation, shift = nearest_rotation(predicted[:, :3, :3]), predicted[:, :3, 3]
     in_j = np.einsum("pji,pj->pi", edges.rotations, _CENTRE - edges.i_from_j[:, :3, 3])
@@ -122,8 +123,8 @@ def edge_jacobian(world_from_view: Array, edges: EdgeSet) -> tuple[Array, Array]
     by_i[:, 3, 3], by_j[:, 3, 3] = -1.0, 1.0
     by_i[:, 4:, :3], by_j[:, 4:, :3] = skew(centre), -rotation @ skew(in_j)
     by_i[:, 4:, 3] = -shift
-    back = np.swapaxes(rotation_i, -1, -2) / scale_i
-    by_i[:, 4:, 4:], by_j[:, 4:, 4:] = -back, back
+    back = np.swapaxes(rotation_i, -1, -2)
+    by_i[:, 4:, 4:], by_j[:, 4:, 4:] = -back, back * (scale[j] / scale[i])
     return by_i, by_j
 
 
@@ -153,11 +154,13 @@ def _step(world_from_view: Array, edges: EdgeSet, robust: Array, free: Array) ->
     return update.reshape(count, 7)
 
 
-def _move(world_from_view: Array, update: Array) -> Array:
+def stepped(world_from_view: Array, update: Array) -> Array:
+    """The views after a step `update` (N, 7) in the coordinates of `edge_jacobian`, of at most 1 in each of them."""
     update = np.clip(update, -1.0, 1.0)
     scale = np.cbrt(np.linalg.det(world_from_view[:, :3, :3]))
     rotation = world_from_view[:, :3, :3] / scale[:, None, None] @ exp_so3(update[:, :3])
-    return make(nearest_rotation(rotation), world_from_view[:, :3, 3] + update[:, 4:], scale * np.exp(update[:, 3]))
+    centre = world_from_view[:, :3, 3] + scale[:, None] * update[:, 4:]
+    return make(nearest_rotation(rotation), centre, scale * np.exp(update[:, 3]))
 
 
 def average(start: Array, edges: EdgeSet, free: Array) -> tuple[Array, Array]:
@@ -177,7 +180,7 @@ def average(start: Array, edges: EdgeSet, free: Array) -> tuple[Array, Array]:
         scale = max(final, 4.0 * float(np.median(chi2))) if iteration == 0 else max(final, scale / 1.5)
         robust = (scale / (scale + chi2)) ** 2
         update = _step(world_from_view, edges, robust, free)
-        world_from_view = _move(world_from_view, update)
+        world_from_view = stepped(world_from_view, update)
         if scale <= final and np.abs(update).max() < 1e-6:
             break
     return world_from_view, robust

@@ -16,13 +16,15 @@ from sparse_ga.products import Array, View
 class KnownPoses:
     """Poses given for some of N views, and what follows from them.
 
-    `metric` says whether they fix the scale: two cameras in different places do. `object_centre` is the point nearest
-    to the rays through the middles of the masks, a stand-in for the object where nothing else tells a view's depth.
+    `metric` says whether they fix the scale: two cameras in different places do. `spread` is the largest distance of a
+    given centre from their mean. `object_centre` is the point nearest to the rays through the middles of the masks, a
+    stand-in for the object where nothing else tells a view's depth.
     """
 
     given: Array  # (N,) bool
     world_from_cam: Array  # (N, 4, 4), identity where not given
     metric: bool
+    spread: float
     object_centre: Array  # (3,)
 
 
@@ -33,17 +35,21 @@ def known_poses(views: Sequence[View], intrinsics: Array) -> KnownPoses:
     for n, view in enumerate(views):
         if view.world_from_cam is not None:
             poses[n] = view.world_from_cam
-    places = poses[given, :3, 3]
-    apart = np.linalg.norm(places - places.mean(0), axis=-1).max() if given.any() else 0.0
-    size = np.abs(places).max(initial=0.0)
-    metric = bool(apart > 1e-9 * max(size, 1e-12) and apart > 0)
+    spread = _spread(poses[given, :3, 3])
+    metric = spread > 0
     centre = np.zeros(3)
     seen = [n for n in np.flatnonzero(given).tolist() if views[n].mask.any()]
     if metric and seen:
         middles = [np.stack(np.nonzero(views[n].mask)[::-1], -1).mean(0) for n in seen]
         aim = [poses[n, :3, :3] @ rays(intrinsics[n], middle[None])[0] for n, middle in zip(seen, middles)]
         centre = _nearest_point(poses[seen, :3, 3], np.array(aim))
-    return KnownPoses(given, poses, metric, centre)
+    return KnownPoses(given, poses, metric, spread, centre)
+
+
+def _spread(places: Array) -> float:
+    """Largest distance of `places` (K, 3) from their mean; 0 where it is no more than rounding."""
+    apart = np.linalg.norm(places - places.mean(0), axis=-1).max() if len(places) else 0.0
+    return float(apart) if apart > 1e-9 * np.abs(places).max(initial=0.0) else 0.0
 
 
 def _nearest_point(origins: Array, directions: Array) -> Array:
@@ -59,10 +65,10 @@ def _nearest_point(origins: Array, directions: Array) -> Array:
 
 
 def depth_of_centre(known: KnownPoses, view: int) -> float:
-    """Depth of the object's centre in a given camera; 1 if it would be behind it."""
+    """Depth of the object's centre in a given camera, world units; the cameras' spread if it would be behind it."""
     pose = known.world_from_cam[view]
     depth = float((known.object_centre - pose[:3, 3]) @ pose[:3, 2])
-    return depth if depth > 0 else 1.0
+    return depth if depth > 0 else known.spread
 
 
 def frame_from_given(world_from_view: Array, members: Array, known: KnownPoses) -> Array:
@@ -80,7 +86,7 @@ def frame_from_given(world_from_view: Array, members: Array, known: KnownPoses) 
     here, there = world_from_view[index, :3, 3] @ rotation.T, known.world_from_cam[index, :3, 3]
     spread_here = np.linalg.norm(here - here.mean(0), axis=-1)
     spread_there = np.linalg.norm(there - there.mean(0), axis=-1)
-    if len(index) >= 2 and spread_here.max() > 1e-9 and spread_there.max() > 1e-9:
+    if len(index) >= 2 and spread_here.max() > 1e-9 and _spread(there) > 0:
         size = float(np.median(spread_there[spread_here > 1e-9] / spread_here[spread_here > 1e-9]))
     elif known.metric:
         size = depth_of_centre(known, int(index[0])) / float(scale[0])

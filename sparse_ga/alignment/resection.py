@@ -79,13 +79,19 @@ def _pose(seen: _Sightings, intrinsics: Array, tolerance_px: float) -> tuple[Arr
     params = cv2.UsacParams()
     params.threshold, params.confidence, params.maxIterations = tolerance_px, 0.9999, 5000
     params.randomGeneratorState = 0
+    middle = seen.points.mean(0)  # OpenCV samples in float32, and given poses may be millions of units from the origin
     found, _, rotvec, translation, _ = cv2.solvePnPRansac(
-        np.ascontiguousarray(seen.points), np.ascontiguousarray(seen.xy), intrinsics, np.zeros(4), params=params
+        np.ascontiguousarray(seen.points - middle),
+        np.ascontiguousarray(seen.xy),
+        intrinsics,
+        np.zeros(4),
+        params=params,
     )
     if not found or not np.isfinite(rotvec).all() or not np.isfinite(translation).all():
         return np.eye(4), False
     pose = np.eye(4)
-    pose[:3, :3], pose[:3, 3] = cv2.Rodrigues(rotvec)[0], translation.ravel()
+    pose[:3, :3] = cv2.Rodrigues(rotvec)[0]
+    pose[:3, 3] = translation.ravel() - pose[:3, :3] @ middle
     there, front = project(intrinsics, apply(pose, seen.points))
     inlier = front & (np.linalg.norm(there - seen.xy, axis=-1) < 2 * tolerance_px)
     if inlier.sum() < _MIN_INLIERS:

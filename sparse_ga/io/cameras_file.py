@@ -12,7 +12,7 @@ import numpy as np
 
 from sparse_ga.errors import InputError
 from sparse_ga.io.resample import compare_sizes
-from sparse_ga.products import Array
+from sparse_ga.products import Array, exact_pose, is_rigid
 
 _UNDISTORTED = {"SIMPLE_PINHOLE": 3, "PINHOLE": 4}
 
@@ -69,15 +69,13 @@ def check_intrinsics(value: Any, name: str) -> Array | None:
 
 
 def check_pose(value: Any, name: str) -> Array | None:
-    """Rigid transform world_from_cam (4, 4); raises `InputError` for anything else."""
+    """Rigid transform world_from_cam (4, 4), its rotation made exact; raises `InputError` for anything else."""
     matrix = _matrix(value, (4, 4), f"{name}: cam2w")
     if matrix is None:
         return None
-    rotation = matrix[:3, :3]
-    rigid = np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3) and np.linalg.det(rotation) > 0
-    if not rigid or not np.allclose(matrix[3], [0, 0, 0, 1]):
+    if not is_rigid(matrix):
         raise InputError(f"{name}: cam2w must be a rotation and a translation, without scale or mirroring")
-    return matrix
+    return exact_pose(matrix)
 
 
 def _read_json(path: Path) -> dict[str, GivenCamera]:

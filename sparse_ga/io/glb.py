@@ -1,7 +1,8 @@
 """GLB (binary glTF): the mesh or the cloud, with a frustum for every registered camera.
 
 glTF looks down -z with y up, this library down +z with y down. The geometry stays in the world frame; the nodes carry
-the half turn about x that a viewer needs.
+the half turn about x that a viewer needs. A scene so far from the world's origin that float32, all that glTF has for
+geometry, would round it away is relative to its middle instead, and the nodes carry that shift as well.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import trimesh
 
+from sparse_ga.geometry.placement import display_origin, shifted
+from sparse_ga.geometry.transforms import make
 from sparse_ga.products import Array, Reconstruction
 
 _GLTF_FROM_WORLD = np.diag([1.0, -1.0, -1.0, 1.0])
@@ -20,17 +23,19 @@ _FRUSTUM_SHARE = 0.15
 
 def encode_glb(reconstruction: Reconstruction, surface: bool) -> bytes:
     """A GLB with the mesh (`surface`) or the points, and camera frusta; nodes `mesh` or `points`, and `cameras`."""
-    scene = trimesh.Scene()
-    if surface and len(reconstruction.mesh.faces):
-        scene.add_geometry(_mesh(reconstruction), "mesh", "mesh", transform=_GLTF_FROM_WORLD)
-    elif len(reconstruction.points):
-        points = trimesh.PointCloud(reconstruction.points.astype(np.float64), colors=_opaque(reconstruction.colors))
-        scene.add_geometry(points, "points", "points", transform=_GLTF_FROM_WORLD)
-    segments = frusta(reconstruction)
+    scene, origin = trimesh.Scene(), display_origin(reconstruction)
+    near = shifted(reconstruction, -origin)
+    gltf_from_near = _GLTF_FROM_WORLD @ make(np.eye(3), origin)
+    if surface and len(near.mesh.faces):
+        scene.add_geometry(_mesh(near), "mesh", "mesh", transform=gltf_from_near)
+    elif len(near.points):
+        points = trimesh.PointCloud(near.points.astype(np.float64), colors=_opaque(near.colors))
+        scene.add_geometry(points, "points", "points", transform=gltf_from_near)
+    segments = frusta(near)
     if len(segments):
         lines = trimesh.load_path(segments)
         lines.colors = np.tile(np.array(_FRUSTUM_COLOR, np.uint8), (len(lines.entities), 1))
-        scene.add_geometry(lines, "cameras", "cameras", transform=_GLTF_FROM_WORLD)
+        scene.add_geometry(lines, "cameras", "cameras", transform=gltf_from_near)
     if scene.is_empty:
         scene.add_geometry(trimesh.PointCloud(np.zeros((1, 3))), "empty", "empty")
     return bytes(scene.export(file_type="glb"))

@@ -82,7 +82,7 @@ def _start_cloud(reconstruction: Reconstruction) -> Reconstruction:
     count = len(r.track_points)
     return replace(
         r,
-        points=r.track_points.astype(np.float32),
+        points=r.track_points,
         colors=r.track_colors,
         normals=np.zeros((count, 3), np.float32),
         point_confidence=np.ones(count, np.float32),

@@ -1,4 +1,7 @@
-"""Binary PLY point clouds and meshes; the same content gives the same bytes."""
+"""Binary PLY point clouds and meshes; the same content gives the same bytes.
+
+Positions are doubles: in the frame of given poses an object may lie where float32 has steps of decimetres.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,15 @@ from sparse_ga.products import Array, Mesh
 
 _POINT = np.dtype(
     [
-        *((name, "<f4") for name in ("x", "y", "z", "nx", "ny", "nz")),
+        *((name, "<f8") for name in ("x", "y", "z")),
+        *((name, "<f4") for name in ("nx", "ny", "nz")),
         *((name, "u1") for name in ("red", "green", "blue")),
         ("confidence", "<f4"),
     ]
 )
-_VERTEX = np.dtype([*((name, "<f4") for name in ("x", "y", "z")), *((name, "u1") for name in ("red", "green", "blue"))])
+_VERTEX = np.dtype([*((name, "<f8") for name in ("x", "y", "z")), *((name, "u1") for name in ("red", "green", "blue"))])
 _FACE = np.dtype([("count", "u1"), ("a", "<i4"), ("b", "<i4"), ("c", "<i4")])
-_TYPES = {"<f4": "float", "|u1": "uchar"}
+_TYPES = {"<f8": "double", "<f4": "float", "|u1": "uchar"}
 
 
 def _header(elements: list[str], comment: str) -> bytes:

@@ -17,7 +17,9 @@ _CONVENTIONS = {
     "pixels": "(x, y), integers are pixel centres here and in NPZ files; in those of COLMAP, 3DGS and nerfstudio "
     "the origin is the corner of the first pixel: half a pixel more",
     "depth": "z along the camera's axis, in world units",
-    "glb": "geometry in the world frame under a node that turns it by 180 degrees about x (glTF is y up)",
+    "glb": "geometry in the world frame under a node that turns it by 180 degrees about x (glTF is y up); where the "
+    "world's origin is far away, geometry (float32) relative to the scene's middle, and the node shifts it as well; "
+    "programs whose transforms are float32 too lose that shift's last digits",
 }
 
 

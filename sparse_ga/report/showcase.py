@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from sparse_ga.geometry.cameras import make_intrinsics, pixel_grid, project, rays
+from sparse_ga.geometry.placement import display_origin, shifted
 from sparse_ga.geometry.transforms import apply, inverse
 from sparse_ga.products import Array, Reconstruction, View
 from sparse_ga.report.figures import upright_rotation
@@ -101,7 +102,8 @@ def showcase(
         photograph = outlined(view.image, view.mask, REGISTERED_RGB, side).convert("RGB")
         panels.append((_of_height(photograph, height), "photograph and mask"))
     large = (height * _SUPERSAMPLED, height * _SUPERSAMPLED)
-    r, eye = reconstruction, eye_of(reconstruction, large, turn_deg)
+    r = shifted(reconstruction, -display_origin(reconstruction))  # rays are cast in float32
+    eye = eye_of(r, large, turn_deg)
     shown, colors = (r.points, r.colors) if len(r.points) else (r.track_points, r.track_colors)
     cloud = Image.fromarray(draw_points(shown, colors, eye))
     panels.append((_of_height(cloud, height), f"{len(shown):,} points"))

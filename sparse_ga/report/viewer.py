@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from PIL import Image
 
 from sparse_ga.errors import InputError
 from sparse_ga.geometry.cameras import unproject_depth
+from sparse_ga.geometry.placement import display_origin, shifted
 from sparse_ga.geometry.transforms import apply
 from sparse_ga.io import ply
 from sparse_ga.io.export import LoadSource
@@ -33,7 +34,7 @@ def require_viser() -> None:
 class Cloud:
     """Points as they are shown."""
 
-    points: Array  # (P, 3) float32
+    points: Array  # (P, 3) float64
     colors: Array  # (P, 3) uint8
     normals: Array  # (P, 3) float32
     confidence: Array  # (P,) float32
@@ -56,7 +57,7 @@ def cloud_of(reconstruction: Reconstruction) -> Cloud:
         return Cloud(r.points, r.colors, r.normals, r.point_confidence)
     count = len(r.track_points)
     empty = np.zeros((count, 3), np.float32)
-    return Cloud(r.track_points.astype(np.float32), r.track_colors, empty, np.ones(count, np.float32))
+    return Cloud(r.track_points, r.track_colors, empty, np.ones(count, np.float32))
 
 
 def depth_points(reconstruction: Reconstruction, n: int) -> Array:
@@ -77,13 +78,19 @@ class Viewer:
     """A running viewer; `server` is viser's."""
 
     def __init__(self, reconstruction: Reconstruction, out: Path, load_source: LoadSource | None, port: int) -> None:
-        """Serve a reconstruction at http://localhost:port; the export button writes into `out`."""
+        """Serve a reconstruction at http://localhost:port; the export button writes into `out`.
+
+        viser's scene is float32: one that is far from the world's origin is shown about its middle. What is written
+        is in the reconstruction's own frame.
+        """
         require_viser()
         import viser
 
-        self.reconstruction = reconstruction
+        self.given = reconstruction
+        self.reconstruction = shifted(reconstruction, -display_origin(reconstruction))
         self.out = out
-        self.cloud = cloud_of(reconstruction).thinned()
+        cloud = cloud_of(self.reconstruction).thinned()
+        self.cloud = replace(cloud, points=cloud.points.astype(np.float32))
         self.server = viser.ViserServer(port=port, verbose=False)
         self._size = max(reconstruction.report.diameter, 1e-6)
         self._up()
@@ -171,7 +178,7 @@ class Viewer:
 
     def write(self) -> Path:
         """Write all points of at least the chosen confidence as PLY."""
-        shown = cloud_of(self.reconstruction).at_least(self.confidence.value)
+        shown = cloud_of(self.given).at_least(self.confidence.value)
         path = self.out / "points_selected.ply"
         path.write_bytes(ply.encode_points(shown.points, shown.colors, shown.normals, shown.confidence))
         return path

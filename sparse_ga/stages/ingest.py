@@ -21,7 +21,7 @@ from sparse_ga.stages.base import Stage
 from sparse_ga.store import Key, digest_of, digest_of_file
 
 STAGE = Stage(
-    "ingest", 2, "view", (), ("ingest.long_side", "ingest.multiple", "ingest.mask_threshold", "ingest.object_id")
+    "ingest", 3, "view", (), ("ingest.long_side", "ingest.multiple", "ingest.mask_threshold", "ingest.object_id")
 )
 
 

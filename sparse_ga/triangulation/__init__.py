@@ -1,6 +1,7 @@
 """From aligned views to tracks, adjusted cameras, depth maps and one cloud: `triangulate_views`.
 
-Works in working pixels throughout; the `Reconstruction` it returns is in source pixels.
+Works in working pixels throughout, and with the first registered camera at the origin; the `Reconstruction` it returns
+is in source pixels, and in the frame of the alignment.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from sparse_ga.products import Alignment, CanonicalView, Reconstruction, View
 from sparse_ga.triangulation.assemble import assemble, track_cloud
 from sparse_ga.triangulation.dense import bare_views, dense_cloud
 from sparse_ga.triangulation.fusion import Fusion, LoadSource, object_diameter
+from sparse_ga.triangulation.origin import about_origin, in_given_world, local_origin
 from sparse_ga.triangulation.sparse import MatchedPairs, inside_masks, solve_sparse
 
 __all__ = ["MatchedPairs", "triangulate_views"]
@@ -33,6 +35,8 @@ def triangulate_views(
     alignment this is plain triangulation: nothing moves the cameras. Without tracks or depths the reconstruction is
     empty, never wrong.
     """
+    given, origin = views, local_origin(alignment)
+    views, alignment = about_origin(views, alignment, origin)
     sparse = solve_sparse(views, alignment, matched, config)
     masks = [view.mask for view in views]
     sparse = inside_masks(sparse, masks, 2 * config.silhouette_px, 0.5)
@@ -44,4 +48,5 @@ def triangulate_views(
         fusion = Fusion(
             track_cloud(sparse), bare_views(views, sparse), (), masks, object_diameter(sparse.tracks.points)
         )
-    return assemble(views, alignment, sparse, fusion, config, load_source)
+    local = assemble(views, alignment, sparse, fusion, config, load_source)
+    return in_given_world(local, origin, [v if held else None for v, held in zip(given, sparse.rig.held_pose)])

@@ -68,8 +68,8 @@ def adjust_bundle(rig: Rig, tracks: TriangulatedTracks, loss_px: float) -> Adjus
     The result is refused when the robust cost does not fall, or when a camera turns, moves or zooms so far that it
     can only have come loose, and nothing is adjusted where the tracks leave more than a quarter of the positions open.
     Cameras with few observations, or whose rotation the tracks tell less about than the alignment, are left out and
-    carried along with the points. Runs on one thread, so that the result is the same every time. The first camera that
-    takes part keeps its pose, and the median depth of the observations its value, unless given poses fix the frame.
+    carried along with the points. Runs on one thread, so that the result is the same every time. The first registered
+    camera keeps its pose, and the median depth of the observations its value, unless given poses fix the frame.
     """
     before = _rms_px(rig, tracks.obs, tracks.points)
     chosen = _choose_tracks(tracks)
@@ -97,7 +97,7 @@ def adjust_bundle(rig: Rig, tracks: TriangulatedTracks, loss_px: float) -> Adjus
     words = (
         f"kept; {len(left_out)} views that it tells too little about were carried along" if len(left_out) else "kept"
     )
-    return Adjustment(moved, True, words, before, _rms_px(moved, chosen.obs, points))
+    return Adjustment(_anchored(rig, moved), True, words, before, _rms_px(moved, chosen.obs, points))
 
 
 def _choose_tracks(tracks: TriangulatedTracks) -> TriangulatedTracks:
@@ -300,6 +300,7 @@ def _read_back(model: Any, problem: _Problem, rig: Rig) -> tuple[Rig, Array]:
         intrinsics[rig.registered & (rig.sensor == sensor), [[0], [1]], [[0], [1]]] *= factor
     points = np.array([model.point3D(row + 1).xyz for row in range(len(problem.points))]).reshape(-1, 3)
     if rig.held_pose[views].any():
+        world_from_cam[rig.held_pose] = rig.world_from_cam[rig.held_pose]  # the model's quaternions rounded them
         return rig.moved(world_from_cam, intrinsics), points
     depth = [
         _median_depth(p[views], problem.obs, x)
@@ -330,6 +331,18 @@ def _carried(old: Rig, new: Rig, views: Array, points: tuple[Array, Array]) -> R
         pose[:3, :3] /= scale
         pose[:3, 3] -= pose[:3, 2] * (farther - 1) * np.median(_depths(pose[None], points[1]))
         poses[view] = pose
+    return new.moved(poses, new.intrinsics)
+
+
+def _anchored(old: Rig, new: Rig) -> Rig:
+    """`new` in the frame in which the first registered camera is where it was, unless given poses fix the frame."""
+    if old.held_pose.any():
+        return new
+    first = int(np.flatnonzero(old.registered)[0])
+    poses = new.world_from_cam.copy()
+    old_from_new = old.world_from_cam[first] @ inverse(new.world_from_cam[first])
+    poses[new.registered] = old_from_new @ poses[new.registered]
+    poses[first] = old.world_from_cam[first]
     return new.moved(poses, new.intrinsics)
 
 

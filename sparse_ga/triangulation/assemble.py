@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -60,7 +61,7 @@ def assemble(
         intrinsics=source_from_working @ rig.intrinsics,
         source_sizes=np.array([view.source_size for view in views], np.int64).reshape(-1, 2),
         working_from_source=working_from_source,
-        points=cloud.points.astype(np.float32),
+        points=cloud.points,
         colors=colors[: len(cloud)],
         normals=cloud.normals.astype(np.float32),
         point_confidence=cloud.confidence.astype(np.float32),
@@ -71,7 +72,7 @@ def assemble(
         depthmaps=_pack_depths(views, fusion),
         masks=MaskStack.pack([view.mask for view in views]),
         mesh=_mesh(rig, fusion, colors[: len(cloud)], config),
-        report=_report(alignment, sparse, fusion, errors, config),
+        report=replace(_report(alignment, sparse, fusion, errors, config), frame=_frame(views, alignment)),
     )
 
 
@@ -113,6 +114,12 @@ def _source_errors(rig: Rig, tracks: TriangulatedTracks) -> Array:
     return np.bincount(tracks.obs.point_index, error) / tracks.obs.lengths
 
 
+def _frame(views: Sequence[View], alignment: Alignment) -> str:
+    """Whose frame the world is: a single given pose fixes it already, though not the unit."""
+    posed = any(view.world_from_cam is not None for view, good in zip(views, alignment.registered, strict=True) if good)
+    return "given" if posed else "first registered camera"
+
+
 def _report(
     alignment: Alignment, sparse: SparseResult, fusion: Fusion, errors: Array, config: TriangulateConfig
 ) -> ReconstructionReport:
@@ -120,7 +127,6 @@ def _report(
     lengths = tracks.obs.lengths
     return ReconstructionReport(
         units="given" if alignment.metric_frame else "arbitrary",
-        frame="given" if alignment.metric_frame else "first registered camera",
         diameter=fusion.diameter,
         mean_reprojection_px=float((errors * lengths).sum() / lengths.sum()) if len(lengths) else 0.0,
         mean_track_length=float(lengths.mean()) if len(lengths) else 0.0,

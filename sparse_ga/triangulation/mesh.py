@@ -48,7 +48,7 @@ def poisson_mesh(cloud: Cloud, points: Array, colors: Array, depth: int) -> Mesh
         return Mesh.empty()
     surface = _separate(_outwards(surface), _COINCIDENT * diameter)
     return Mesh(
-        surface.vertices.astype(np.float32),
+        surface.vertices,
         surface.faces.astype(np.int32),
         vertex_colors(surface.vertices, points, colors),
     )

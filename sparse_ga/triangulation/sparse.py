@@ -57,6 +57,8 @@ def solve_sparse(
     tracks = triangulate_tracks(rig.projection, candidates, *limits)
     if not config.bundle_adjustment:
         return SparseResult(rig, tracks, Adjustment(rig, False, "off", 0.0, 0.0))
+    if not rig.registered.any():
+        return SparseResult(rig, tracks, Adjustment(rig, False, "no view is registered", 0.0, 0.0))
     if (rig.held_pose & rig.held_intrinsics)[rig.registered].all():
         return SparseResult(rig, tracks, Adjustment(rig, False, "poses and intrinsics given", 0.0, 0.0))
     loss_px = LOSS_SIGMAS * sigma_px

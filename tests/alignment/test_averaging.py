@@ -16,6 +16,7 @@ from sparse_ga.alignment.averaging import (
     edge_jacobian,
     edge_residuals,
     log_so3,
+    stepped,
 )
 from sparse_ga.alignment.viewgraph import hierarchical_tree, spanning_tree
 from sparse_ga.geometry.transforms import exp_so3, inverse, make, rotation_angle_deg
@@ -79,15 +80,24 @@ def test_residuals_vanish_at_the_truth_and_jacobians_are_exact_there() -> None:
             for p, pair in enumerate(edges.pairs):
                 update = np.zeros((4, 7))
                 update[pair[side], k] = step
-                moved = [_moved(world, sign * update) for sign in (1, -1)]
+                moved = [stepped(world, sign * update) for sign in (1, -1)]
                 slope = (edge_residuals(moved[0], edges)[p] - edge_residuals(moved[1], edges)[p]) / (2 * step)
                 np.testing.assert_allclose(jacobian[p, :, k], slope, atol=1e-6)
 
 
-def _moved(world: Array, update: Array) -> Array:
-    scale = np.cbrt(np.linalg.det(world[:, :3, :3]))
-    rotation = world[:, :3, :3] / scale[:, None, None] @ exp_so3(update[:, :3])
-    return make(rotation, world[:, :3, 3] + update[:, 4:], scale * np.exp(update[:, 3]))
+@pytest.mark.parametrize("unit", [1e-3, 1e3])
+def test_the_unit_of_the_world_does_not_matter(unit: float) -> None:
+    """Two views are held, as given poses are, and the others start far off."""
+    world = truth(8)
+    edges = edges_of(world, 0.02)
+    start = world @ edges_of(world, 0.5, 3, np.array([(k, k) for k in range(8)])).i_from_j
+    start[:2] = world[:2]
+    solvable = free(8)
+    solvable[1, [0, 1, 2, 4, 5, 6]] = False
+    scale = make(np.eye(3), np.zeros(3), unit)
+    solved, scaled = (average(x, edges, solvable)[0] for x in (start, scale @ start))
+    np.testing.assert_allclose(inverse(scale) @ scaled, solved, atol=1e-9)
+    assert worst_turn(solved, world) < 5
 
 
 @pytest.mark.parametrize("build", [spanning_tree, hierarchical_tree])

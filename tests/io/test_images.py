@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from sparse_ga.api import given_cameras
 from sparse_ga.errors import InputError
+from sparse_ga.geometry.transforms import exp_so3, make
 from sparse_ga.io.cameras_file import GivenCamera, assign_cameras, check_intrinsics, check_pose, read_cameras
 from sparse_ga.io.images import find_images, read_photograph
 from sparse_ga.io.masks import find_masks, read_mask
+from sparse_ga.products import InvalidProduct, View
 
 SIZE = (24, 16)  # W, H
 
@@ -335,3 +339,31 @@ def test_given_matrices_are_checked():
     np.testing.assert_array_equal(check_pose(np.array(POSE)[:3], "a"), POSE)
     with pytest.raises(InputError, match="a: cam2w"):
         check_pose(np.zeros((4, 4)), "a")
+
+
+@pytest.mark.parametrize("kept", [lambda p: p.astype(np.float32).tolist(), lambda p: p.round(4).tolist()])
+def test_poses_of_few_digits_become_exact_rotations_and_exact_ones_stay(tmp_path: Path, kept):
+    pose = make(exp_so3(np.array([0.3, -1.1, 0.7])), np.array([5e5, 4.5e6, 120.0]))
+    (tmp_path / "cameras.json").write_text(json.dumps({"a.png": {"cam2w": kept(pose)}}))
+    from_file = read_cameras(tmp_path / "cameras.json")["a.png"].world_from_cam
+    from_python = given_cameras(["a.png"], None, [kept(pose)])["a.png"].world_from_cam
+    assert from_file is not None
+    np.testing.assert_array_equal(from_file, from_python)
+    rotation = from_file[:3, :3]
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-14)
+    np.testing.assert_allclose(rotation, pose[:3, :3], atol=1e-4)
+    np.testing.assert_array_equal(from_file[:3, 3], np.array(kept(pose))[:3, 3])
+    np.testing.assert_array_equal(check_pose(from_file, "a"), from_file)
+    np.testing.assert_array_equal(check_pose(pose, "a"), pose)
+
+
+def test_a_view_makes_its_pose_exact_and_refuses_what_is_no_pose():
+    blank = View("a", np.zeros((2, 2, 3), np.uint8), np.ones((2, 2), bool), None, np.eye(3), (2, 2), "")
+    pose = make(1.0004 * exp_so3(np.array([0.3, -1.1, 0.7])), np.zeros(3))
+    made = replace(blank, world_from_cam=pose.astype(np.float32)).world_from_cam
+    assert made is not None
+    assert made.dtype == np.float64
+    assert np.linalg.det(made[:3, :3]) == pytest.approx(1, abs=1e-14)
+    np.testing.assert_array_equal(replace(blank, world_from_cam=made).world_from_cam, made)
+    with pytest.raises(InvalidProduct, match=r"View\(a\).world_from_cam: must be a rotation"):
+        replace(blank, world_from_cam=np.diag([2.0, 2, 2, 1]))

@@ -121,6 +121,61 @@ def test_known_cameras_are_triangulated_and_not_moved(small: Inputs) -> None:
     assert np.median(distance) < 0.006
 
 
+FAR = np.array([5e5, 4.5e6, 120.0])  # metres east, north and up, as maps have it
+
+
+def test_cameras_in_a_maps_coordinates_lose_nothing(small: Inputs) -> None:
+    """The same scene about its origin and far from it: the same cloud, normals and mesh."""
+    found = []
+    for shift in (np.zeros(3), FAR):
+        poses = small.scene.world_from_cam.copy()
+        poses[:, :3, 3] = np.ldexp(np.rint(np.ldexp(poses[:, :3, 3], 24)), -24) + shift  # a sum without rounding
+        views = [replace(view, world_from_cam=pose) for view, pose in zip(small.views, poses)]
+        result = run(replace(small, views=views, alignment=replace(small.alignment, world_from_cam=poses)))
+        assert result.world_from_cam.tobytes() == poses.tobytes()
+        found.append(result)
+    near, far = found
+    assert len(near.points) > 3000
+    np.testing.assert_allclose(far.points - FAR, near.points, rtol=0, atol=2e-9)
+    np.testing.assert_allclose(far.track_points - FAR, near.track_points, rtol=0, atol=2e-9)
+    np.testing.assert_allclose(far.mesh.vertices - FAR, near.mesh.vertices, rtol=0, atol=2e-9)
+    np.testing.assert_array_equal(far.normals, near.normals)
+    np.testing.assert_array_equal(far.colors, near.colors)
+
+
+def test_a_single_given_pose_gives_its_frame_and_is_kept(small: Inputs) -> None:
+    frames = []
+    for shift in (np.zeros(3), FAR):
+        poses = small.alignment.world_from_cam.copy()
+        poses[:, :3, 3] += shift
+        views = [replace(view, world_from_cam=poses[n]) if n == 2 else view for n, view in enumerate(small.views)]
+        alignment = replace(small.alignment, world_from_cam=poses)
+        result = run(replace(small, views=views, alignment=alignment), replace(CONFIG, dense=False, mesh=False))
+        assert (result.report.frame, result.report.units) == ("given", "arbitrary")
+        assert result.report.bundle_adjustment == "kept"
+        np.testing.assert_array_equal(result.world_from_cam[2], poses[2])
+        frames.append(result.world_from_cam[:, :3, 3] - shift)
+    np.testing.assert_allclose(frames[1], frames[0], atol=1e-5)
+
+
+def test_the_frame_is_that_of_the_first_camera_where_no_registered_view_is_given(
+    small: Inputs, result: Reconstruction
+) -> None:
+    assert result.report.frame == "first registered camera"
+    views = [replace(view, world_from_cam=np.eye(4)) if n == 3 else view for n, view in enumerate(small.views)]
+    registered = np.arange(8) != 3
+    alignment = replace(small.alignment, registered=registered, reasons=("", "", "", "no matches", "", "", "", ""))
+    lost = run(replace(small, views=views, alignment=alignment), replace(CONFIG, dense=False, mesh=False))
+    assert lost.report.frame == "first registered camera"
+
+
+def test_nothing_registered_is_nothing_given(small: Inputs) -> None:
+    alignment = replace(small.alignment, registered=np.zeros(8, bool), reasons=("no matches",) * 8)
+    result = run(replace(small, alignment=alignment))
+    assert len(result.points) == len(result.track_points) == 0
+    assert result.report.bundle_adjustment == "no view is registered"
+
+
 def test_unregistered_views_give_and_get_nothing(small: Inputs) -> None:
     registered = small.alignment.registered.copy()
     registered[3] = False

@@ -1,0 +1,41 @@
+"""The world that is triangulated in: that of the alignment, with the first registered camera at the origin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from sparse_ga.geometry.placement import shifted, shifted_poses
+from sparse_ga.products import Alignment, Array, Reconstruction, View
+
+
+def local_origin(alignment: Alignment) -> Array:
+    """Centre (3,) of the first registered camera: exactly 0 unless given poses fix the frame."""
+    return next(iter(alignment.world_from_cam[alignment.registered, :3, 3]), np.zeros(3))
+
+
+def about_origin(views: Sequence[View], alignment: Alignment, origin: Array) -> tuple[list[View], Alignment]:
+    """Views and alignment in the world that has its origin at `origin` (3,) of the present one."""
+    near = []
+    for view in views:
+        pose = view.world_from_cam
+        if pose is not None:
+            pose = pose.copy()
+            pose[:3, 3] -= origin
+        near.append(replace(view, world_from_cam=pose))
+    return near, replace(alignment, world_from_cam=shifted_poses(alignment, -origin))
+
+
+def in_given_world(local: Reconstruction, origin: Array, held: Sequence[View | None]) -> Reconstruction:
+    """The reconstruction back in the world in which its origin is `origin` (3,).
+
+    Views that are `held` (None for the others) get the pose they were given, bit for bit: there and back is rounded.
+    """
+    result = shifted(local, origin)
+    poses = result.world_from_cam.copy()
+    for n, view in enumerate(held):
+        if view is not None:
+            poses[n] = view.world_from_cam
+    return replace(result, world_from_cam=poses)
