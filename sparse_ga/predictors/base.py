@@ -69,3 +69,13 @@ class Calibrator(Protocol):
     ) -> tuple[float, bool]:
         """One focal length in working px for views without intrinsics, and whether the evidence sufficed."""
         ...
+
+
+def mark_of_subclass(predictor: object, *stock: type) -> str:
+    """What a class derived from the `stock` ones adds to their fingerprint, for it may say something else: its name.
+
+    Its body is not looked at: whoever changes that gives it a fingerprint of its own, or the cache serves what the
+    earlier body said.
+    """
+    kind = type(predictor)
+    return "" if kind in stock else f" {kind.__module__}.{kind.__qualname__}"

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from sparse_ga.config import ForwardConfig
 from sparse_ga.errors import InputError
 from sparse_ga.network.model import AsymmetricCroCo3DStereo
-from sparse_ga.predictors.base import Features
+from sparse_ga.predictors.base import Features, mark_of_subclass
 from sparse_ga.predictors.mast3r import Mast3rPredictor
 from sparse_ga.products import Array, PairPrediction, Pointmap, View
 
@@ -98,7 +98,9 @@ class SmallNetworkPredictor:
     def __init__(self, source: Path | AsymmetricCroCo3DStereo, config: ForwardConfig, side: int | None = None) -> None:
         self.network = Mast3rPredictor(source, config)
         self.side = max(self.network.arch.img_size) if side is None else side
-        self.fingerprint = hashlib.sha256(f"small-1 {self.network.fingerprint} {self.side}".encode()).hexdigest()
+        mark = mark_of_subclass(self, SmallNetworkPredictor, CompactPredictor)
+        content = f"small-1 {self.network.fingerprint} {self.side}{mark}"
+        self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
 
     def _small(self, view: View) -> View:
         return shrink(view, self.side, self.network.arch.patch_size)

@@ -22,7 +22,7 @@ from sparse_ga.network.hub import DEFAULT_NAME
 from sparse_ga.network.inference import for_inference, resolve_precision
 from sparse_ga.network.masking import token_grid
 from sparse_ga.network.model import AsymmetricCroCo3DStereo, Encoded, Prepared
-from sparse_ga.predictors.base import Features
+from sparse_ga.predictors.base import Features, mark_of_subclass
 from sparse_ga.products import Array, PairPrediction, Pointmap, View
 
 _VERSION = "mast3r-2"  # part of the fingerprint: raise it when the same weights come to say something else
@@ -54,7 +54,7 @@ class Mast3rPredictor:
         self.model = for_inference(model, self.device, dtype)
         self._prepared: OrderedDict[bytes, Prepared | None] = OrderedDict()
         self._copy_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        settings = f"{_VERSION} {digest} {self.config.mask_mode} {dtype}"
+        settings = f"{_VERSION} {digest} {self.config.mask_mode} {dtype}{mark_of_subclass(self, Mast3rPredictor)}"
         self.fingerprint = hashlib.sha256(settings.encode()).hexdigest()
 
     def encode(self, view: View) -> Features:

@@ -19,6 +19,7 @@ from sparse_ga.errors import InputError
 from sparse_ga.network.checkpoint import convert_weights, save_model
 from sparse_ga.network.model import AsymmetricCroCo3DStereo, ImageBatch
 from sparse_ga.predictors.base import FeaturePredictor, PairPredictor
+from sparse_ga.predictors.compact import SmallNetworkPredictor
 from sparse_ga.predictors.mast3r import Mast3rPredictor
 from sparse_ga.products import PairPrediction, Pointmap, View
 
@@ -242,6 +243,18 @@ def test_fingerprint_follows_weights_and_settings_only(network: AsymmetricCroCo3
     assert len({base.fingerprint, *(p.fingerprint for p in others)}) == 5
     richer = Mast3rPredictor(network, ForwardConfig(precision="auto", device="cpu", memory_gb=9, keep_descriptors=True))
     assert richer.fingerprint == base.fingerprint
+
+
+def test_a_derived_class_has_a_fingerprint_of_its_own(network: AsymmetricCroCo3DStereo) -> None:
+    class Mine(Mast3rPredictor):
+        pass
+
+    class MineSmall(SmallNetworkPredictor):
+        pass
+
+    config = ForwardConfig(device="cpu")
+    assert Mine(network, config).fingerprint != Mast3rPredictor(network, config).fingerprint
+    assert MineSmall(network, config).fingerprint != SmallNetworkPredictor(network, config).fingerprint
 
 
 @pytest.mark.slow
