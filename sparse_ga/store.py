@@ -151,9 +151,9 @@ class Store:
         """Disk use of every stage that has artifacts."""
         result = []
         for folder in sorted(path for path in self.root.iterdir() if path.is_dir()):
-            sizes = [size for size in map(_size, folder.glob(f"*{_SUFFIX}")) if size is not None]
-            if sizes:
-                result.append(StageUsage(folder.name, len(sizes), sum(sizes)))
+            found = [stat.st_size for stat in map(stat_of, folder.glob(f"*{_SUFFIX}")) if stat is not None]
+            if found:
+                result.append(StageUsage(folder.name, len(found), sum(found)))
         return result
 
     def _read(self, key: Key) -> bytes | None:
@@ -177,10 +177,11 @@ class Store:
                 path.unlink(missing_ok=True)
 
 
-def _size(path: Path) -> int | None:
+def stat_of(path: Path) -> os.stat_result | None:
+    """Size and times of a file; None where another process has just removed it."""
     try:
-        return path.stat().st_size
-    except FileNotFoundError:  # another process has just removed it
+        return path.stat()
+    except FileNotFoundError:
         return None
 
 
@@ -190,10 +191,8 @@ def _is_abandoned(path: Path) -> bool:
         return False
     if match["host"] == _host():
         return not _is_alive(int(match["pid"]))
-    try:
-        return time.time() - path.stat().st_mtime > _FOREIGN_TEMPORARY_S
-    except FileNotFoundError:
-        return False
+    stat = stat_of(path)
+    return stat is not None and time.time() - stat.st_mtime > _FOREIGN_TEMPORARY_S
 
 
 def _host() -> str:

@@ -434,6 +434,59 @@ def test_clean_frees_what_is_no_longer_needed_and_nothing_is_computed_again(fold
     assert computed(more) == {"encode": 5, "forward": 10, "match": 10, **AFTER_MATCH}
 
 
+def test_clean_leaves_what_may_serve_once_a_changed_mask_is_read(folder: Path):
+    run(folder, EncodingPredictor(), last="match")
+    write_mask(folder, 2, shift=5)
+    job, store = _job(folder), Store(folder / "cache")
+    assert {path.parent.name for path in removable(job, store, stale=True)} == {"ingest"}
+    run(folder, EncodingPredictor(), last="calibrate")
+    gone = [path.parent.name for path in removable(job, store, stale=True)]
+    assert gone.count("forward") == gone.count("match") == 4
+    assert gone.count("encode") == 1
+
+
+def test_clean_leaves_a_search_for_focal_lengths_alone(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    import sparse_ga.alignment.refine2d
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    predictor = EncodingPredictor(sufficient=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(sparse_ga.alignment.refine2d, "refine_views", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, predictor)
+    before = cache_bytes(folder / "cache")
+    assert any(name.startswith("forward") for name in before)
+    assert removable(_job(folder, predictor=predictor), Store(folder / "cache"), stale=True) == []
+
+
+def test_files_that_another_process_removes_meanwhile_are_no_error(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    import sparse_ga.status
+
+    run(folder, EncodingPredictor())
+    run(folder, EncodingPredictor(), {"match": {"min_matches": 3}})
+    job, store = _job(folder, {"cache": {"budget_gb": 0.0}}), Store(folder / "cache")
+    real = removable
+
+    def racing(job, store, keep=(), stale=False):
+        files = real(job, store, keep, stale)
+        for path in files[:1]:
+            path.unlink(missing_ok=True)
+        return files
+
+    monkeypatch.setattr(sparse_ga.status, "removable", racing)
+    freed, over = sparse_ga.status.keep_within_budget(job, store)
+    assert freed > 0
+    assert over > 0
+
+    def listed(self, stage):
+        return [*sorted((store.root / stage).glob("*.safetensors")), store.root / stage / "gone.safetensors"]
+
+    monkeypatch.setattr(Store, "entries", listed)
+    assert {item.stage for item in status(job, store)} == set(STAGE_NAMES)
+
+
 def test_what_reads_only_matches_brings_back_no_predictions(folder: Path):
     run(folder, CheapPredictor())
     for path in removable(_job(folder, predictor=CheapPredictor()), Store(folder / "cache"), keep=("match",)):
