@@ -244,6 +244,34 @@ def test_batches_give_what_single_pairs_give(folder: Path):
     assert cache_bytes(folder / "many") == cache_bytes(folder / "single")
 
 
+@pytest.mark.parametrize("change", [{"match": {"min_matches": 3}}, {}])
+def test_matching_again_takes_batches_too(folder: Path, change: dict):
+    run(folder, BatchingPredictor())
+    before = cache_bytes(folder / "cache")
+    predictor = BatchingPredictor()
+    got = run(folder, predictor, change, first=None if change else "match", last="match")
+    assert computed(got) == {"match": 10}
+    assert predictor.batches == [4, 4, 2]
+    after = cache_bytes(folder / "cache")
+    assert all(after[name] == data for name, data in before.items() if name.startswith("forward"))
+    run(folder, BatchingPredictor(), change, cache=folder / "fresh")
+    fresh = cache_bytes(folder / "fresh")
+    assert {name for name in fresh if name.startswith("match")} <= set(after)
+    assert all(after[name] == data for name, data in fresh.items() if name.startswith("match"))
+
+
+def test_only_what_lacks_descriptors_is_predicted_again(folder: Path):
+    keep = {"forward": {"keep_descriptors": True}}
+    run(folder, BatchingPredictor(), keep)
+    stored = sorted((folder / "cache" / "forward").iterdir())
+    stored[0].unlink()
+    predictor = BatchingPredictor()
+    got = run(folder, predictor, {**keep, "match": {"min_matches": 3}}, last="match")
+    assert computed(got) == {"forward": 1, "match": 10}
+    assert predictor.batches == []
+    assert len(predictor.calls) == 1
+
+
 def test_an_error_in_the_background_ends_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch):
     import sparse_ga.matching
 

@@ -33,7 +33,7 @@ _HEAD_BYTES = 1.2e9  # of the convolutional head's largest batch
 
 
 class Mast3rPredictor:
-    """`FeaturePredictor` of a MASt3R or DUSt3R network (DUSt3R gives no descriptors).
+    """`BatchPredictor` of a MASt3R or DUSt3R network (DUSt3R gives no descriptors).
 
     `source` is "mast3r" (the released weights), a hub name, a folder, a .pth file, or a network. Raises
     `CheckpointError` for weights that cannot be used and `InputError` for a device that is not there. On a CPU every

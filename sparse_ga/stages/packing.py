@@ -147,7 +147,10 @@ class PackedPrediction:
 
     @property
     def can_match(self) -> bool:
-        """Whether matching needs no new prediction: matches, or the descriptors, are here."""
+        """Whether matching needs no new prediction: matches, or the descriptors, are here.
+
+        Points without descriptors (DUSt3R) do not serve: half precision is coarser than a pixel is wide.
+        """
         described = all(pointmap.descriptors is not None for pointmap in self.maps)
         return self.matches is not None or self.rejected is not None or described
 

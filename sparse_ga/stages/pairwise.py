@@ -122,14 +122,19 @@ class PairStages:
         self._store.put(self.forward_keys[k], packed)
         return also_match
 
+    def match_stored(self, k: int) -> VerifiedMatches | None:
+        """Match pair k from the stored prediction and store the result; None where that needs a new prediction."""
+        packed = self._store.get(self.forward_keys[k])
+        return self._match(k, packed, None) if packed is not None and packed.can_match else None
+
+    def match_fresh(self, k: int, prediction: PairPrediction) -> VerifiedMatches:
+        """Match a `prediction` of pair k, made again for its descriptors, and store the result."""
+        return self._match(k, self._pack(k, prediction), prediction)
+
     def compute_match(self, k: int) -> VerifiedMatches:
         """Match pair k and store the result, from the stored prediction where that is enough."""
-        packed = self._store.get(self.forward_keys[k])
-        prediction = None
-        if packed is None or not packed.can_match:
-            prediction = self._predict_one(k)
-            packed = self._pack(k, prediction)
-        return self._match(k, packed, prediction)
+        matches = self.match_stored(k)
+        return matches if matches is not None else self.match_fresh(k, self._predict_one(k))
 
     def _match(self, k: int, packed: PackedPrediction, fresh: PairPrediction | None) -> VerifiedMatches:
         """Matches of pair k. What the cache keeps is matched in its packed form, so that it never matters whether the
