@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ class Mast3rPredictor:
         self.arch = model.arch
         self.model = for_inference(model, self.device, dtype)
         self._prepared: OrderedDict[bytes, Prepared | None] = OrderedDict()
+        self._warned_of_size = False
         self._copy_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         settings = f"{_VERSION} {digest} {self.config.mask_mode} {dtype}{mark_of_subclass(self, Mast3rPredictor)}"
         self.fingerprint = hashlib.sha256(settings.encode()).hexdigest()
@@ -185,6 +187,14 @@ class Mast3rPredictor:
             raise InputError(
                 f"{view.name}: {view.width}x{view.height} px is no multiple of the network's patch; set "
                 f"ingest.multiple to {patch}"
+            )
+        trained, side = max(self.arch.img_size), max(view.height, view.width)
+        if side > trained and not self._warned_of_size:
+            self._warned_of_size = True
+            warnings.warn(
+                f"{view.name}: {view.width}x{view.height} px, larger than the {trained} px that the network was "
+                f"trained on, where its points are worse; set ingest.long_side to {trained}",
+                stacklevel=2,
             )
 
     def _upload(self, array: Array) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -255,6 +256,22 @@ def test_a_derived_class_has_a_fingerprint_of_its_own(network: AsymmetricCroCo3D
     config = ForwardConfig(device="cpu")
     assert Mine(network, config).fingerprint != Mast3rPredictor(network, config).fingerprint
     assert MineSmall(network, config).fingerprint != SmallNetworkPredictor(network, config).fingerprint
+
+
+def test_photographs_larger_than_what_the_network_was_trained_on_are_warned_of_once(
+    network: AsymmetricCroCo3DStereo,
+) -> None:
+    chosen = predictor(network)
+    assert max(chosen.arch.img_size) == 224
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        chosen.encode(make_view("fits", 0, (160, 224)))
+        assert told == []
+        chosen.encode(make_view("large", 1, (160, 240)))
+        chosen.encode(make_view("another", 2, (240, 160)))
+    assert len(told) == 1
+    assert str(told[0].message).startswith("large: 240x160 px")
+    assert "set ingest.long_side to 224" in str(told[0].message)
 
 
 @pytest.mark.slow
