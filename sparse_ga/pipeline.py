@@ -25,6 +25,8 @@ from sparse_ga.status import keep_within_budget
 from sparse_ga.store import Key, Store
 from sparse_ga.work import watched_by
 
+_TRIM_EVERY = 256  # artifacts of a stage, after each of which a full cache is looked after
+
 
 @dataclass
 class StageCount:
@@ -61,6 +63,7 @@ class Pipeline:
     spared: Job | None = None
     _first: int = len(STAGES)
     _done: set[str] = field(default_factory=set)
+    _exhausted: bool = False
 
     def run(
         self,
@@ -80,6 +83,7 @@ class Pipeline:
             raise InputError(f"stage {first} comes after stage {last}; exchange --from and --until")
         self.counts = {name: StageCount() for name in STAGE_NAMES}
         self._done = set()
+        self._exhausted = False
         views = self._ingest()
         if end == 0:
             return self._result(views, (), None, None)
@@ -132,10 +136,20 @@ class Pipeline:
     def trim(self) -> None:
         """Keep the cache within its budget, if there is one."""
         freed, over = keep_within_budget(self.job, self.store, self.spared)
-        if freed:
-            self.reporter.detail(f"cache: {freed / 1e6:.0f} MB removed to stay within cache.budget_gb")
+        self._tell_freed(freed)
         if over > 0:
             self.reporter.warn(f"cache: {over / 1e6:.0f} MB above cache.budget_gb; all of it is still needed")
+
+    def trim_early(self) -> None:
+        """As `trim` amid a stage: only what is not of this job goes, and once that is too little none is left."""
+        if not self._exhausted:
+            freed, over = keep_within_budget(self.job, self.store, self.spared, amid_stage=True)
+            self._exhausted = over > 0
+            self._tell_freed(freed)
+
+    def _tell_freed(self, freed: int) -> None:
+        if freed:
+            self.reporter.detail(f"cache: {freed / 1e6:.0f} MB removed to stay within cache.budget_gb")
 
     def _stage(self, name: str, total: int, unit: str) -> Any:
         return self.reporter.stage(name, total, unit)
@@ -314,6 +328,7 @@ class _Solver:
         """Work through the stages up to the end; what exists further on makes what comes before unnecessary."""
         compute = self._to_compute()
         self._pair_work(compute)
+        self.pair_stages.features.forget()  # up to 1 GiB, which later stages can use better
         if any(self.pipeline.counts[name].computed for name in ("forward", "match")):
             self.pipeline.trim()  # otherwise nothing has grown, and what is here may be another attempt, half done
         if self.end < STAGE_NAMES.index("align3d"):
@@ -457,8 +472,11 @@ class _Solver:
         self._note("match", self.pair_stages.match_keys[k])
 
     def _note(self, name: str, key: Key) -> None:
-        self.pipeline.counts[name].computed += 1
+        count = self.pipeline.counts[name]
+        count.computed += 1
         self.pipeline._done.add(key.digest)
+        if count.computed % _TRIM_EVERY == 0:
+            self.pipeline.trim_early()
 
     def _explain(self, result: Any) -> Any:
         """The result with a better reason for views that do not show the object asked for."""

@@ -190,11 +190,13 @@ def removable(job: Job, store: Store, keep: Sequence[str] = (), stale: bool = Fa
     return files
 
 
-def keep_within_budget(job: Job, store: Store, spared: Job | None = None) -> tuple[int, float]:
+def keep_within_budget(
+    job: Job, store: Store, spared: Job | None = None, amid_stage: bool = False
+) -> tuple[int, float]:
     """Remove artifacts until the cache fits `cache.budget_gb`; bytes freed, and bytes still too many.
 
-    Nothing goes that the job, or one to be `spared`, still needs: first what is not of this job, oldest first, then
-    what later stages have made superfluous.
+    Nothing goes that the job, or one to be `spared`, still needs: first what is not of this job, oldest first, then,
+    unless a stage is amid its work, what later stages have made superfluous.
     """
     budget = job.config.cache.budget_gb
     if budget is None:
@@ -206,7 +208,8 @@ def keep_within_budget(job: Job, store: Store, spared: Job | None = None) -> tup
     needless = removable(job, store)
     kept = set(needless) if spared is None else {*needless, *_needed(spared, store)}
     foreign = _with_stat([path for path in removable(job, store, stale=True) if path not in kept])
-    for path, stat in [*sorted(foreign, key=lambda item: item[1].st_mtime), *_with_stat(needless)]:
+    superfluous = [] if amid_stage else _with_stat(needless)
+    for path, stat in [*sorted(foreign, key=lambda item: item[1].st_mtime), *superfluous]:
         if freed >= excess:
             break
         freed += stat.st_size

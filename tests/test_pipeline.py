@@ -8,6 +8,7 @@ import signal
 import time
 from pathlib import Path
 
+import cheap_pipeline
 import numpy as np
 import pytest
 from cheap_pipeline import (
@@ -24,12 +25,14 @@ from cheap_pipeline import (
 )
 from PIL import Image
 
+import sparse_ga.pipeline
 from sparse_ga.api import make_job, reconstruct
 from sparse_ga.config import make_config
 from sparse_ga.errors import InputError
 from sparse_ga.pipeline import Pipeline
 from sparse_ga.products import Reconstruction
 from sparse_ga.stages.job import STAGE_NAMES, STAGES
+from sparse_ga.stages.pairwise import FeatureCache
 from sparse_ga.status import dropped_pairs, removable, status
 from sparse_ga.store import Store
 
@@ -549,6 +552,44 @@ def test_a_disk_budget_removes_the_cheapest_and_keeps_the_result(folder: Path):
     roomy = run(folder, EncodingPredictor(), {"cache": {"budget_gb": 1.0}}, cache=folder / "whole")
     assert computed(roomy) == {}
     assert len(Store(folder / "whole").usage()) == 9
+
+
+def test_a_disk_budget_is_kept_amid_a_stage_by_what_other_settings_left(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    earlier, predictor = CheapPredictor(), CheapPredictor()
+    earlier.fingerprint = "cheap 0"
+    run(folder, earlier)
+    monkeypatch.setattr(sparse_ga.pipeline, "_TRIM_EVERY", 4)
+    left = []
+
+    def predict(view_i, view_j):
+        left.append(len(list((folder / "cache" / "forward").iterdir())))
+        return CheapPredictor.predict(predictor, view_i, view_j)
+
+    monkeypatch.setattr(predictor, "predict", predict, raising=False)
+    whole = run(folder, predictor, {"cache": {"budget_gb": 0.0}}, last="match")
+    assert computed(whole) == {"forward": 10, "match": 10}
+    assert left == [10, 11, 12, 13, 4, 5, 6, 7, 8, 9]
+    assert computed(run(folder, CheapPredictor(), last="match")) == {}
+
+
+def test_features_leave_memory_once_all_pairs_are_matched(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    import sparse_ga.alignment.align3d
+
+    caches = []
+    real = FeatureCache.__init__
+
+    def noted(self, *arguments):
+        real(self, *arguments)
+        caches.append(self)
+
+    def align_views(*arguments):
+        assert caches
+        assert not any(cache._recent for cache in caches[-1:])
+        return cheap_pipeline.align_views(*arguments)
+
+    monkeypatch.setattr(FeatureCache, "__init__", noted)
+    monkeypatch.setattr(sparse_ga.alignment.align3d, "align_views", align_views)
+    assert computed(run(folder, EncodingPredictor())) == {"encode": 5, "calibrate": 1, **ALL}
 
 
 def test_every_stage_has_a_name_a_version_known_inputs_and_existing_settings():

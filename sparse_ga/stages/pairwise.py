@@ -44,6 +44,11 @@ class FeatureCache:
             self._size -= _size(self._recent.popitem(last=False)[1])
         return features
 
+    def forget(self) -> None:
+        """Let go of what is in memory; the store keeps it."""
+        self._recent.clear()
+        self._size = 0
+
     def compute(self, n: int) -> Features:
         """Encode view n and store the result."""
         assert isinstance(self._predictor, FeaturePredictor)
