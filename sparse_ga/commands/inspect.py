@@ -98,6 +98,7 @@ def _warn_of_undecided(job: Job, store: Store, reporter: Reporter) -> None:
     undecided = undecided_stages(job_keys(job, store))
     if undecided:
         reporter.warn(
-            f"{store.root}: not yet known what of {', '.join(undecided)} is stale, for photographs or masks have changed "
-            "or were never read; all of it is kept: give `sparse-ga run` with --until calibrate first, then clean again"
+            f"{store.root}: not yet known what of {', '.join(undecided)} is stale, for photographs or masks have "
+            "changed or were never read; all of it is kept: give `sparse-ga run` with --until calibrate first, then "
+            "clean again"
         )

@@ -132,7 +132,8 @@ class SmallNetworkPredictor:
         """How many of these pairs, from the first on, fit into one batch at the network's own size."""
         if self.network.device.type == "cpu":
             return 1  # known without shrinking any view
-        return self.network.pairs_at_once([self._small(view) for view in views_i], [self._small(view) for view in views_j])
+        small_i, small_j = ([self._small(view) for view in views] for views in (views_i, views_j))
+        return self.network.pairs_at_once(small_i, small_j)
 
     def predict_batch(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sparse_ga.geometry.cameras import make_intrinsics
 from sparse_ga.products import View
 from sparse_ga.stages.ingest import name_cameras
 
@@ -12,7 +13,7 @@ from sparse_ga.stages.ingest import name_cameras
 def view(focal_px: float | None, size: tuple[int, int] = (1000, 800)) -> View:
     """A photograph of `size` (W, H) at a tenth of its resolution; `focal_px` in px of the photograph."""
     width, height = size[0] // 10, size[1] // 10
-    k = None if focal_px is None else np.array([[focal_px / 10, 0, width / 2], [0, focal_px / 10, height / 2], [0, 0, 1]])
+    k = None if focal_px is None else make_intrinsics(focal_px / 10, np.array([width / 2, height / 2]))
     image, mask = np.zeros((height, width, 3), np.uint8), np.ones((height, width), bool)
     return View(f"{focal_px}", image, mask, k, np.diag([0.1, 0.1, 1.0]), size, "digest")
 
