@@ -328,7 +328,7 @@ class _Solver:
         """Work through the stages up to the end; what exists further on makes what comes before unnecessary."""
         compute = self._to_compute()
         self._pair_work(compute)
-        self.pair_stages.features.forget()  # up to 1 GiB, which later stages can use better
+        self.pair_stages.free_memory()
         if any(self.pipeline.counts[name].computed for name in ("forward", "match")):
             self.pipeline.trim()  # otherwise nothing has grown, and what is here may be another attempt, half done
         if self.end < STAGE_NAMES.index("align3d"):

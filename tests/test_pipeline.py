@@ -572,10 +572,12 @@ def test_a_disk_budget_is_kept_amid_a_stage_by_what_other_settings_left(folder: 
     assert computed(run(folder, CheapPredictor(), last="match")) == {}
 
 
-def test_features_leave_memory_once_all_pairs_are_matched(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_features_and_what_a_predictor_keeps_leave_memory_once_all_pairs_are_matched(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
     import sparse_ga.alignment.align3d
 
-    caches = []
+    caches, freed = [], []
     real = FeatureCache.__init__
 
     def noted(self, *arguments):
@@ -584,12 +586,15 @@ def test_features_leave_memory_once_all_pairs_are_matched(folder: Path, monkeypa
 
     def align_views(*arguments):
         assert caches
-        assert not any(cache._recent for cache in caches[-1:])
+        assert not caches[-1]._recent
+        assert freed
         return cheap_pipeline.align_views(*arguments)
 
     monkeypatch.setattr(FeatureCache, "__init__", noted)
     monkeypatch.setattr(sparse_ga.alignment.align3d, "align_views", align_views)
-    assert computed(run(folder, EncodingPredictor())) == {"encode": 5, "calibrate": 1, **ALL}
+    predictor = EncodingPredictor()
+    predictor.free_memory = lambda: freed.append(True)
+    assert computed(run(folder, predictor)) == {"encode": 5, "calibrate": 1, **ALL}
 
 
 def test_every_stage_has_a_name_a_version_known_inputs_and_existing_settings():

@@ -57,6 +57,15 @@ class BatchPredictor(FeaturePredictor, Protocol):
 
 
 @runtime_checkable
+class MemoryPredictor(PairPredictor, Protocol):
+    """A predictor that keeps things in memory to be faster."""
+
+    def free_memory(self) -> None:
+        """Let go of them: all pairs are done, and what comes next needs the room. It may still be asked again."""
+        ...
+
+
+@runtime_checkable
 class Calibrator(Protocol):
     """A predictor that needs focal lengths and can find them from all views together."""
 

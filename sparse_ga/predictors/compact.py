@@ -135,6 +135,11 @@ class SmallNetworkPredictor:
         small_i, small_j = ([self._small(view) for view in views] for views in (views_i, views_j))
         return self.network.pairs_at_once(small_i, small_j)
 
+    def free_memory(self) -> None:
+        """Forget shrunk views, and what the network keeps."""
+        self._shrunk.clear()
+        self.network.free_memory()
+
     def predict_batch(
         self,
         views_i: Sequence[View],

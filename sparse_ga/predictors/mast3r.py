@@ -119,6 +119,12 @@ class Mast3rPredictor:
         sizes = [self._bytes(i) + self._bytes(j) for i, j in zip(views_i, views_j, strict=True)]
         return max(1, int((np.cumsum(sizes) <= budget).sum()))
 
+    def free_memory(self) -> None:
+        """Forget what heads made of images alone, and give back the device memory that only batches need."""
+        self._prepared.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def _bytes(self, view: View) -> int:
         """Device memory that one view of a pair takes: of its tokens, and of its full-size outputs."""
         mask = torch.from_numpy(np.array(view.mask))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from sparse_ga.config import Config
 from sparse_ga.pairs import Pair
-from sparse_ga.predictors.base import BatchPredictor, FeaturePredictor, Features, PairPredictor
+from sparse_ga.predictors.base import BatchPredictor, FeaturePredictor, Features, MemoryPredictor, PairPredictor
 from sparse_ga.products import PairPrediction, VerifiedMatches, View
 from sparse_ga.stages import encode, forward, match
 from sparse_ga.stages.packing import PackedPrediction, unpack_prediction
@@ -75,6 +75,12 @@ class PairStages:
         self._store = store
         self._predictor = predictor
         self._config = config
+
+    def free_memory(self) -> None:
+        """Let go of what is in memory to be faster; what is still asked for later is read or made again."""
+        self.features.forget()
+        if isinstance(self._predictor, MemoryPredictor):
+            self._predictor.free_memory()
 
     def batches(self, chosen: Sequence[int]) -> Iterator[list[int]]:
         """The `chosen` pairs in the batches in which the predictor takes them; one at a time if it takes no batches."""

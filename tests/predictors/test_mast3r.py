@@ -19,7 +19,7 @@ from sparse_ga.config import ForwardConfig
 from sparse_ga.errors import InputError
 from sparse_ga.network.checkpoint import convert_weights, save_model
 from sparse_ga.network.model import AsymmetricCroCo3DStereo, ImageBatch
-from sparse_ga.predictors.base import FeaturePredictor, PairPredictor
+from sparse_ga.predictors.base import FeaturePredictor, MemoryPredictor, PairPredictor
 from sparse_ga.predictors.compact import SmallNetworkPredictor
 from sparse_ga.predictors.mast3r import Mast3rPredictor
 from sparse_ga.products import PairPrediction, Pointmap, View
@@ -244,6 +244,21 @@ def test_fingerprint_follows_weights_and_settings_only(network: AsymmetricCroCo3
     assert len({base.fingerprint, *(p.fingerprint for p in others)}) == 5
     richer = Mast3rPredictor(network, ForwardConfig(precision="auto", device="cpu", memory_gb=9, keep_descriptors=True))
     assert richer.fingerprint == base.fingerprint
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_freed_memory_changes_no_bit(network: AsymmetricCroCo3DStereo, small: bool) -> None:
+    config = ForwardConfig(device="cpu", precision="fp32")
+    chosen = SmallNetworkPredictor(network, config, 64) if small else Mast3rPredictor(network, config)
+    assert isinstance(chosen, MemoryPredictor)
+    views = make_view("a", 0), make_view("b", 4)
+    before = chosen.predict(*views)
+    inner = chosen.network if isinstance(chosen, SmallNetworkPredictor) else chosen
+    assert inner._prepared
+    chosen.free_memory()
+    assert not inner._prepared
+    assert not (isinstance(chosen, SmallNetworkPredictor) and chosen._shrunk)
+    assert identical(chosen.predict(*views), before)
 
 
 def test_a_derived_class_has_a_fingerprint_of_its_own(network: AsymmetricCroCo3DStereo) -> None:
