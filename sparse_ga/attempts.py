@@ -23,7 +23,7 @@ from sparse_ga.predictors.loading import AUTO, OFF, PACKAGED, load_describer
 from sparse_ga.products import Array
 from sparse_ga.progress import Reporter
 from sparse_ga.stages import calibrate, ingest, pairs
-from sparse_ga.stages.base import Stage
+from sparse_ga.stages.base import Stage, versions_digest
 from sparse_ga.stages.job import STAGE_NAMES, STAGES, Job, stage_position
 from sparse_ga.store import Key, Store, digest_of
 
@@ -190,6 +190,6 @@ def _key(job: Job) -> Key:
         "photographs": digest_of(*(ingest.key(source, job.config).digest for source in job.sources)),
         "pairs": pairs.key((), job.config).digest,
         "predictor": job.predictor.fingerprint,
-        "stages": digest_of(*(f"{stage.name} {stage.version}" for stage in _BEFORE)),
+        "stages": versions_digest(_BEFORE),
     }
     return _DECISION.key("decision", job.config, inputs)

@@ -74,7 +74,8 @@ class ForwardConfig:
     cross_stride: Annotated[int, Field(ge=1)] = 2
     """The other view's points are kept at every n-th pixel in both directions."""
     keep_descriptors: bool = False
-    """Keep descriptors in the cache after matching (to match again with other settings without the network)."""
+    """Keep descriptors in the cache after matching: to match again with other settings without the network. DUSt3R has
+    none, so that its network runs again all the same."""
     descriptors: Annotated[str, BeforeValidator(lambda value: "off" if value is None else value)] = "auto"
     """Descriptor network of the classical predictor, for pairs on which SIFT finds no pose or a weak one: packaged (the
     weights that come with this package), a file that pipelines/train_descriptors.py exported, or off (SIFT alone).

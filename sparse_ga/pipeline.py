@@ -25,6 +25,8 @@ from sparse_ga.status import keep_within_budget
 from sparse_ga.store import Key, Store
 from sparse_ga.work import watched_by
 
+_TRIM_EVERY = 256  # artifacts of a stage, after each of which a full cache is looked after
+
 
 @dataclass
 class StageCount:
@@ -61,6 +63,7 @@ class Pipeline:
     spared: Job | None = None
     _first: int = len(STAGES)
     _done: set[str] = field(default_factory=set)
+    _exhausted: bool = False
 
     def run(
         self,
@@ -80,6 +83,7 @@ class Pipeline:
             raise InputError(f"stage {first} comes after stage {last}; exchange --from and --until")
         self.counts = {name: StageCount() for name in STAGE_NAMES}
         self._done = set()
+        self._exhausted = False
         views = self._ingest()
         if end == 0:
             return self._result(views, (), None, None)
@@ -132,10 +136,20 @@ class Pipeline:
     def trim(self) -> None:
         """Keep the cache within its budget, if there is one."""
         freed, over = keep_within_budget(self.job, self.store, self.spared)
-        if freed:
-            self.reporter.detail(f"cache: {freed / 1e6:.0f} MB removed to stay within cache.budget_gb")
+        self._tell_freed(freed)
         if over > 0:
             self.reporter.warn(f"cache: {over / 1e6:.0f} MB above cache.budget_gb; all of it is still needed")
+
+    def trim_early(self) -> None:
+        """As `trim` amid a stage: only what is not of this job goes, and once that is too little none is left."""
+        if not self._exhausted:
+            freed, over = keep_within_budget(self.job, self.store, self.spared, amid_stage=True)
+            self._exhausted = over > 0
+            self._tell_freed(freed)
+
+    def _tell_freed(self, freed: int) -> None:
+        if freed:
+            self.reporter.detail(f"cache: {freed / 1e6:.0f} MB removed to stay within cache.budget_gb")
 
     def _stage(self, name: str, total: int, unit: str) -> Any:
         return self.reporter.stage(name, total, unit)
@@ -255,6 +269,15 @@ class Pipeline:
         return refine2d.run(views, aligned, pair_list, pair_stages.load_matches, config)
 
 
+def _use_all(
+    batch: Sequence[int], predictions: Sequence[PairPrediction], use: Callable[[int, PairPrediction], None], bar: Bar
+) -> None:
+    """`use` a batch of predictions, one after the other."""
+    for k, prediction in zip(batch, predictions, strict=True):
+        use(k, prediction)
+        bar.advance()
+
+
 def _matches_between(alignment: Alignment, pair_list: Sequence[Pair], pair_stages: PairStages) -> int:
     """Number of matches of the pairs that the alignment kept."""
     names = alignment.names
@@ -305,6 +328,7 @@ class _Solver:
         """Work through the stages up to the end; what exists further on makes what comes before unnecessary."""
         compute = self._to_compute()
         self._pair_work(compute)
+        self.pair_stages.free_memory()
         if any(self.pipeline.counts[name].computed for name in ("forward", "match")):
             self.pipeline.trim()  # otherwise nothing has grown, and what is here may be another attempt, half done
         if self.end < STAGE_NAMES.index("align3d"):
@@ -396,23 +420,22 @@ class _Solver:
         if no_forward:
             pipeline._encode(work, sorted({n for k in no_forward for n in self.pairs[k]}))
             with pipeline.reporter.stage("forward", len(no_forward), "pair") as bar:
-                no_match -= self._predict(sorted(no_forward), no_match, bar)
+                matched: set[int] = set()
+                self._predict(sorted(no_forward), partial(self._keep, no_match, matched), bar)
                 pipeline._finish(bar)
+            no_match -= matched
         if no_match:
             with pipeline.reporter.stage("match", len(no_match), "pair") as bar:
-                for k in sorted(no_match):
-                    work.compute_match(k)
-                    self._note("match", work.match_keys[k])
-                    bar.advance()
+                again = [k for k in sorted(no_match) if not self._match_stored(k, bar)]
+                self._predict(again, self._match_fresh, bar)
                 pipeline._finish(bar)
 
-    def _predict(self, missing: Sequence[int], no_match: set[int], bar: Bar) -> set[int]:
-        """Predict and store pairs, and match those of `no_match`; the pairs that were matched.
+    def _predict(self, missing: Sequence[int], use: Callable[[int, PairPrediction], None], bar: Bar) -> None:
+        """Predict pairs and `use` each prediction.
 
         What comes in batches comes from an accelerator: one batch is packed, matched and written in the background
         while the next one is computed.
         """
-        matched: set[int] = set()
         pending: Future[None] | None = None
         with ThreadPoolExecutor(1) as background:
             for batch in self.pair_stages.batches(missing):
@@ -421,28 +444,39 @@ class _Solver:
                     pending.result()
                     pending = None
                 if len(batch) == 1:
-                    self._keep(batch, predictions, (no_match, matched), bar)
+                    _use_all(batch, predictions, use, bar)
                 else:
-                    pending = background.submit(self._keep, batch, predictions, (no_match, matched), bar)
+                    pending = background.submit(_use_all, batch, predictions, use, bar)
             if pending is not None:
                 pending.result()
-        return matched
 
-    def _keep(
-        self, batch: Sequence[int], predictions: Sequence[PairPrediction], matching: tuple[set[int], set[int]], bar: Bar
-    ) -> None:
-        """Store a batch of predictions; `matching` are the pairs to match, and to which those matched are added."""
-        for k, prediction in zip(batch, predictions, strict=True):
-            also_matched = self.pair_stages.keep(k, prediction, k in matching[0])
-            self._note("forward", self.pair_stages.forward_keys[k])
-            if also_matched:
-                self._note("match", self.pair_stages.match_keys[k])
-                matching[1].add(k)
-            bar.advance()
+    def _keep(self, wanted: set[int], matched: set[int], k: int, prediction: PairPrediction) -> None:
+        """Store the prediction of pair k, and match it if it is of the `wanted` ones; `matched` grows by what was."""
+        also_matched = self.pair_stages.keep(k, prediction, k in wanted)
+        self._note("forward", self.pair_stages.forward_keys[k])
+        if also_matched:
+            self._note("match", self.pair_stages.match_keys[k])
+            matched.add(k)
+
+    def _match_stored(self, k: int, bar: Bar) -> bool:
+        """Match pair k from what the cache keeps of its prediction; False where that is not enough."""
+        if self.pair_stages.match_stored(k) is None:
+            return False
+        self._note("match", self.pair_stages.match_keys[k])
+        bar.advance()
+        return True
+
+    def _match_fresh(self, k: int, prediction: PairPrediction) -> None:
+        """Match a prediction that was made again for its descriptors; the stored one stays as it is."""
+        self.pair_stages.match_fresh(k, prediction)
+        self._note("match", self.pair_stages.match_keys[k])
 
     def _note(self, name: str, key: Key) -> None:
-        self.pipeline.counts[name].computed += 1
+        count = self.pipeline.counts[name]
+        count.computed += 1
         self.pipeline._done.add(key.digest)
+        if count.computed % _TRIM_EVERY == 0:
+            self.pipeline.trim_early()
 
     def _explain(self, result: Any) -> Any:
         """The result with a better reason for views that do not show the object asked for."""

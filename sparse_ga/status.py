@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from sparse_ga.products import View
 from sparse_ga.stages import align3d, calibrate, ingest, pairs, refine2d, triangulate
 from sparse_ga.stages.job import STAGE_NAMES, Job
 from sparse_ga.stages.pairwise import PairStages
-from sparse_ga.store import Key, Store
+from sparse_ga.store import Key, Store, stat_of
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def status(job: Job, store: Store) -> list[StageStatus]:
 
 def _stage_status(store: Store, name: str, keys: list[Key] | None) -> StageStatus:
     expected = {store.path(key): key for key in keys or []}
-    present = {path: path.stat().st_size for path in store.entries(name)}
+    present = {path: stat.st_size for path in store.entries(name) if (stat := stat_of(path)) is not None}
     missing = [key for path, key in expected.items() if path not in present]
     others = [path for path in present if path not in expected]
     return StageStatus(
@@ -162,9 +163,20 @@ NEEDED_BY = {
 """Stages whose artifacts can go once those of the stages named here exist; the others are small, and kept."""
 
 
+def undecided_stages(keys: JobKeys) -> tuple[str, ...]:
+    """Stages of which nobody can say yet what is stale: their keys, or the focal lengths in them, are not known."""
+    unknown = tuple(name for name in STAGE_NAMES if keys.by_stage[name] is None)
+    searching = keys.by_stage["calibrate"] is not None and keys.by_stage["forward"] is None
+    return ("calibrate", *unknown) if searching else unknown
+
+
 def removable(job: Job, store: Store, keep: Sequence[str] = (), stale: bool = False) -> list[Path]:
-    """Files of a cache that no later stage of the job needs; with `stale`, also those that are not of this job."""
-    keys = job_keys(job, store).by_stage
+    """Files of a cache that no later stage of the job needs; with `stale`, also those that are not of this job.
+
+    What belongs to `undecided_stages` is not stale: most of it may serve the next run.
+    """
+    found = job_keys(job, store)
+    keys = found.by_stage
     files: list[Path] = []
     for name, users in NEEDED_BY.items():
         ready = all(keys[user] is not None and all(store.has(key) for key in keys[user] or []) for user in users)
@@ -173,15 +185,18 @@ def removable(job: Job, store: Store, keep: Sequence[str] = (), stale: bool = Fa
             files += [store.path(key) for key in keys[name] or [] if store.has(key)]
     if stale:
         known = {store.path(key) for stage_keys in keys.values() for key in stage_keys or []}
-        files += [path for name in STAGE_NAMES if name not in keep for path in store.entries(name) if path not in known]
+        kept = {*keep, *undecided_stages(found)}
+        files += [path for name in STAGE_NAMES if name not in kept for path in store.entries(name) if path not in known]
     return files
 
 
-def keep_within_budget(job: Job, store: Store, spared: Job | None = None) -> tuple[int, float]:
+def keep_within_budget(
+    job: Job, store: Store, spared: Job | None = None, amid_stage: bool = False
+) -> tuple[int, float]:
     """Remove artifacts until the cache fits `cache.budget_gb`; bytes freed, and bytes still too many.
 
-    Nothing goes that the job, or one to be `spared`, still needs: first what is not of this job, oldest first, then
-    what later stages have made superfluous.
+    Nothing goes that the job, or one to be `spared`, still needs: first what is not of this job, oldest first, then,
+    unless a stage is amid its work, what later stages have made superfluous.
     """
     budget = job.config.cache.budget_gb
     if budget is None:
@@ -192,13 +207,19 @@ def keep_within_budget(job: Job, store: Store, spared: Job | None = None) -> tup
         return 0, 0.0
     needless = removable(job, store)
     kept = set(needless) if spared is None else {*needless, *_needed(spared, store)}
-    foreign = [path for path in removable(job, store, stale=True) if path not in kept]
-    for path in [*sorted(foreign, key=lambda path: path.stat().st_mtime), *needless]:
+    foreign = _with_stat([path for path in removable(job, store, stale=True) if path not in kept])
+    superfluous = [] if amid_stage else _with_stat(needless)
+    for path, stat in [*sorted(foreign, key=lambda item: item[1].st_mtime), *superfluous]:
         if freed >= excess:
             break
-        freed += path.stat().st_size
+        freed += stat.st_size
         path.unlink(missing_ok=True)
     return freed, max(excess - freed, 0.0)
+
+
+def _with_stat(paths: Sequence[Path]) -> list[tuple[Path, os.stat_result]]:
+    """Files with their size and times, without those that another process has removed meanwhile."""
+    return [(path, stat) for path in paths if (stat := stat_of(path)) is not None]
 
 
 def _needed(job: Job, store: Store) -> set[Path]:

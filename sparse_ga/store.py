@@ -135,8 +135,13 @@ class Store:
 
         Raises `OutputError` when the disk is full or cannot be written to; the store is as it was then.
         """
-        blob = codec.encode(value, key.provenance)
-        write_atomically(self.path(key), blob)
+        blob, path = codec.encode(value, key.provenance), self.path(key)
+        try:
+            _write(path, blob)
+        except OSError as error:
+            # Windows does not replace what another process reads; what is there whole, under this name, is the same
+            if not (isinstance(error, PermissionError) and self.verify(key)):
+                raise OutputError(_explain(path, error)) from None
         return len(blob)
 
     def remove(self, key: Key) -> None:
@@ -151,16 +156,16 @@ class Store:
         """Disk use of every stage that has artifacts."""
         result = []
         for folder in sorted(path for path in self.root.iterdir() if path.is_dir()):
-            sizes = [size for size in map(_size, folder.glob(f"*{_SUFFIX}")) if size is not None]
-            if sizes:
-                result.append(StageUsage(folder.name, len(sizes), sum(sizes)))
+            found = [stat.st_size for stat in map(stat_of, folder.glob(f"*{_SUFFIX}")) if stat is not None]
+            if found:
+                result.append(StageUsage(folder.name, len(found), sum(found)))
         return result
 
     def _read(self, key: Key) -> bytes | None:
         try:
             return self.path(key).read_bytes()
-        except FileNotFoundError:
-            return None
+        except (FileNotFoundError, PermissionError):
+            return None  # on Windows another process may just be replacing or removing it
         except OSError as error:
             self._discard(key, f"cannot be read: {error.strerror}")
             return None
@@ -177,10 +182,11 @@ class Store:
                 path.unlink(missing_ok=True)
 
 
-def _size(path: Path) -> int | None:
+def stat_of(path: Path) -> os.stat_result | None:
+    """Size and times of a file; None where another process has just removed it."""
     try:
-        return path.stat().st_size
-    except FileNotFoundError:  # another process has just removed it
+        return path.stat()
+    except FileNotFoundError:
         return None
 
 
@@ -190,14 +196,17 @@ def _is_abandoned(path: Path) -> bool:
         return False
     if match["host"] == _host():
         return not _is_alive(int(match["pid"]))
-    try:
-        return time.time() - path.stat().st_mtime > _FOREIGN_TEMPORARY_S
-    except FileNotFoundError:
-        return False
+    stat = stat_of(path)
+    return stat is not None and time.time() - stat.st_mtime > _FOREIGN_TEMPORARY_S
 
 
 def _host() -> str:
-    return re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())
+    """Name of what a process number means something in: the machine and, on Linux, its boot and the container."""
+    place = ""
+    with contextlib.suppress(OSError):
+        place = Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
+    mark = f"-{digest_of(place)[:8]}" if place else ""
+    return re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname()) + mark
 
 
 def _is_alive(pid: int) -> bool:
@@ -214,6 +223,14 @@ def _is_alive(pid: int) -> bool:
 
 def write_atomically(path: Path, blob: bytes) -> None:
     """Write a file so that a reader sees the old one or the whole new one, whatever happens; raises `OutputError`."""
+    try:
+        _write(path, blob)
+    except OSError as error:
+        raise OutputError(_explain(path, error)) from None
+
+
+def _write(path: Path, blob: bytes) -> None:
+    """As `write_atomically`, but raises `OSError`."""
     temporary = path.parent / f".{_host()}~{os.getpid()}~{secrets.token_hex(6)}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -223,20 +240,21 @@ def write_atomically(path: Path, blob: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except OSError as error:
-        raise OutputError(_explain(path, error)) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the error that led here says more
+            temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
+    """Make a new name last; some network mounts refuse, and the file itself is synced already."""
     if os.name == "nt":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _explain(path: Path, error: OSError) -> str:

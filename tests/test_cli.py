@@ -130,6 +130,32 @@ def test_status_tells_why_something_is_stale(folder: Path, capsys: pytest.Captur
     assert "triangulate.dense True -> False" in told
 
 
+def test_clean_stale_says_what_it_does_not_know_yet(folder: Path, capsys: pytest.CaptureFixture):
+    assert run("--until", "match") == 0
+    write_mask(folder, 2, shift=5)
+    capsys.readouterr()
+    assert command("clean", "out", "--stale") == 0
+    told = capsys.readouterr().err
+    assert "forward, match" in told
+    assert "--until calibrate" in told
+    assert len(list((folder / "out/cache/forward").iterdir())) == 10
+    assert run("--until", "calibrate") == 0
+    assert command("clean", "out", "--stale", "--json") == 0
+    events = lines_of(capsys.readouterr().out)
+    assert [event["event"] for event in events] == ["summary"]
+    assert len(list((folder / "out/cache/forward").iterdir())) == 6
+
+
+def test_clean_survives_a_file_that_another_process_removes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    assert run() == 0
+    gone = folder / "out/cache/match/gone.safetensors"
+    monkeypatch.setattr(sparse_ga.commands.inspect, "removable", lambda *_: [gone])
+    assert command("clean", "out") == 0
+    assert "0.0 MB freed" in capsys.readouterr().err
+
+
 def test_a_cache_elsewhere_is_found_from_the_output_folder(folder: Path, capsys: pytest.CaptureFixture):
     assert run("--cache", folder / "elsewhere") == 0
     assert not (folder / "out" / "cache").exists()

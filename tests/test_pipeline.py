@@ -8,6 +8,7 @@ import signal
 import time
 from pathlib import Path
 
+import cheap_pipeline
 import numpy as np
 import pytest
 from cheap_pipeline import (
@@ -24,12 +25,14 @@ from cheap_pipeline import (
 )
 from PIL import Image
 
+import sparse_ga.pipeline
 from sparse_ga.api import make_job, reconstruct
 from sparse_ga.config import make_config
 from sparse_ga.errors import InputError
 from sparse_ga.pipeline import Pipeline
 from sparse_ga.products import Reconstruction
 from sparse_ga.stages.job import STAGE_NAMES, STAGES
+from sparse_ga.stages.pairwise import FeatureCache
 from sparse_ga.status import dropped_pairs, removable, status
 from sparse_ga.store import Store
 
@@ -244,6 +247,34 @@ def test_batches_give_what_single_pairs_give(folder: Path):
     assert cache_bytes(folder / "many") == cache_bytes(folder / "single")
 
 
+@pytest.mark.parametrize("change", [{"match": {"min_matches": 3}}, {}])
+def test_matching_again_takes_batches_too(folder: Path, change: dict):
+    run(folder, BatchingPredictor())
+    before = cache_bytes(folder / "cache")
+    predictor = BatchingPredictor()
+    got = run(folder, predictor, change, first=None if change else "match", last="match")
+    assert computed(got) == {"match": 10}
+    assert predictor.batches == [4, 4, 2]
+    after = cache_bytes(folder / "cache")
+    assert all(after[name] == data for name, data in before.items() if name.startswith("forward"))
+    run(folder, BatchingPredictor(), change, cache=folder / "fresh")
+    fresh = cache_bytes(folder / "fresh")
+    assert {name for name in fresh if name.startswith("match")} <= set(after)
+    assert all(after[name] == data for name, data in fresh.items() if name.startswith("match"))
+
+
+def test_only_what_lacks_descriptors_is_predicted_again(folder: Path):
+    keep = {"forward": {"keep_descriptors": True}}
+    run(folder, BatchingPredictor(), keep)
+    stored = sorted((folder / "cache" / "forward").iterdir())
+    stored[0].unlink()
+    predictor = BatchingPredictor()
+    got = run(folder, predictor, {**keep, "match": {"min_matches": 3}}, last="match")
+    assert computed(got) == {"forward": 1, "match": 10}
+    assert predictor.batches == []
+    assert len(predictor.calls) == 1
+
+
 def test_an_error_in_the_background_ends_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch):
     import sparse_ga.matching
 
@@ -434,6 +465,59 @@ def test_clean_frees_what_is_no_longer_needed_and_nothing_is_computed_again(fold
     assert computed(more) == {"encode": 5, "forward": 10, "match": 10, **AFTER_MATCH}
 
 
+def test_clean_leaves_what_may_serve_once_a_changed_mask_is_read(folder: Path):
+    run(folder, EncodingPredictor(), last="match")
+    write_mask(folder, 2, shift=5)
+    job, store = _job(folder), Store(folder / "cache")
+    assert {path.parent.name for path in removable(job, store, stale=True)} == {"ingest"}
+    run(folder, EncodingPredictor(), last="calibrate")
+    gone = [path.parent.name for path in removable(job, store, stale=True)]
+    assert gone.count("forward") == gone.count("match") == 4
+    assert gone.count("encode") == 1
+
+
+def test_clean_leaves_a_search_for_focal_lengths_alone(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    import sparse_ga.alignment.refine2d
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    predictor = EncodingPredictor(sufficient=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(sparse_ga.alignment.refine2d, "refine_views", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, predictor)
+    before = cache_bytes(folder / "cache")
+    assert any(name.startswith("forward") for name in before)
+    assert removable(_job(folder, predictor=predictor), Store(folder / "cache"), stale=True) == []
+
+
+def test_files_that_another_process_removes_meanwhile_are_no_error(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    import sparse_ga.status
+
+    run(folder, EncodingPredictor())
+    run(folder, EncodingPredictor(), {"match": {"min_matches": 3}})
+    job, store = _job(folder, {"cache": {"budget_gb": 0.0}}), Store(folder / "cache")
+    real = removable
+
+    def racing(job, store, keep=(), stale=False):
+        files = real(job, store, keep, stale)
+        for path in files[:1]:
+            path.unlink(missing_ok=True)
+        return files
+
+    monkeypatch.setattr(sparse_ga.status, "removable", racing)
+    freed, over = sparse_ga.status.keep_within_budget(job, store)
+    assert freed > 0
+    assert over > 0
+
+    def listed(self, stage):
+        return [*sorted((store.root / stage).glob("*.safetensors")), store.root / stage / "gone.safetensors"]
+
+    monkeypatch.setattr(Store, "entries", listed)
+    assert {item.stage for item in status(job, store)} == set(STAGE_NAMES)
+
+
 def test_what_reads_only_matches_brings_back_no_predictions(folder: Path):
     run(folder, CheapPredictor())
     for path in removable(_job(folder, predictor=CheapPredictor()), Store(folder / "cache"), keep=("match",)):
@@ -468,6 +552,49 @@ def test_a_disk_budget_removes_the_cheapest_and_keeps_the_result(folder: Path):
     roomy = run(folder, EncodingPredictor(), {"cache": {"budget_gb": 1.0}}, cache=folder / "whole")
     assert computed(roomy) == {}
     assert len(Store(folder / "whole").usage()) == 9
+
+
+def test_a_disk_budget_is_kept_amid_a_stage_by_what_other_settings_left(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    earlier, predictor = CheapPredictor(), CheapPredictor()
+    earlier.fingerprint = "cheap 0"
+    run(folder, earlier)
+    monkeypatch.setattr(sparse_ga.pipeline, "_TRIM_EVERY", 4)
+    left = []
+
+    def predict(view_i, view_j):
+        left.append(len(list((folder / "cache" / "forward").iterdir())))
+        return CheapPredictor.predict(predictor, view_i, view_j)
+
+    monkeypatch.setattr(predictor, "predict", predict, raising=False)
+    whole = run(folder, predictor, {"cache": {"budget_gb": 0.0}}, last="match")
+    assert computed(whole) == {"forward": 10, "match": 10}
+    assert left == [10, 11, 12, 13, 4, 5, 6, 7, 8, 9]
+    assert computed(run(folder, CheapPredictor(), last="match")) == {}
+
+
+def test_features_and_what_a_predictor_keeps_leave_memory_once_all_pairs_are_matched(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import sparse_ga.alignment.align3d
+
+    caches, freed = [], []
+    real = FeatureCache.__init__
+
+    def noted(self, *arguments):
+        real(self, *arguments)
+        caches.append(self)
+
+    def align_views(*arguments):
+        assert caches
+        assert not caches[-1]._recent
+        assert freed
+        return cheap_pipeline.align_views(*arguments)
+
+    monkeypatch.setattr(FeatureCache, "__init__", noted)
+    monkeypatch.setattr(sparse_ga.alignment.align3d, "align_views", align_views)
+    predictor = EncodingPredictor()
+    predictor.free_memory = lambda: freed.append(True)
+    assert computed(run(folder, predictor)) == {"encode": 5, "calibrate": 1, **ALL}
 
 
 def test_every_stage_has_a_name_a_version_known_inputs_and_existing_settings():

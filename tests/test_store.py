@@ -6,6 +6,8 @@ import errno
 import multiprocessing
 import os
 import signal
+import socket
+import stat
 import subprocess
 import sys
 import time
@@ -225,6 +227,77 @@ def test_temporary_files_of_dead_processes_are_removed_and_of_living_ones_kept(t
     Store(tmp_path)
     left = {path.name for path in folder.iterdir()}
     assert left == {names[os.getpid()], new_foreign.name, shelf.path(make_key()).name}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="process numbers of containers are a matter of Linux")
+def test_temporary_files_of_another_container_of_the_same_name_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its process numbers mean nothing here."""
+    shelf = Store(tmp_path)
+    shelf.put(make_key(), make_view())
+    dead = subprocess.Popen([sys.executable, "-c", "pass"])
+    dead.wait()
+    here = store._host()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "readlink", lambda path: "pid:[4026539999]")
+        there = store._host()
+    assert here.startswith(socket.gethostname())
+    assert here == store._host() != there
+    path = tmp_path / "ingest" / f".{there}~{dead.pid}~abcdef.tmp"
+    path.write_bytes(b"half")
+    Store(tmp_path)
+    assert path.exists()
+    os.utime(path, (0, 0))
+    Store(tmp_path)
+    assert not path.exists()
+
+
+def test_a_mount_that_cannot_sync_folders_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    real = os.fsync
+
+    def files_only(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    shelf = Store(tmp_path)
+    shelf.put(make_key(), make_view())
+    assert same(shelf.get(make_key()), make_view())
+
+
+def test_a_file_that_another_process_reads_need_not_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As on Windows, where that raises."""
+    shelf = Store(tmp_path)
+    size = shelf.put(make_key(), make_view())
+
+    def held(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "replace", held)
+    assert shelf.put(make_key(), make_view()) == size
+    with pytest.raises(OutputError, match="cannot be written"):
+        shelf.put(make_key(x="1"), make_view())
+    shelf.path(make_key()).write_bytes(b"damaged")
+    with pytest.raises(OutputError, match="cannot be written"):
+        shelf.put(make_key(), make_view())
+    assert not list(tmp_path.glob("*/.*.tmp"))
+
+
+def test_what_cannot_be_opened_now_is_missing_but_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shelf = Store(tmp_path)
+    shelf.put(make_key(), make_view())
+
+    def held(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", held)
+        assert shelf.get(make_key()) is None
+        assert not shelf.verify(make_key())
+    assert shelf.damaged == []
+    assert same(shelf.get(make_key()), make_view())
 
 
 def _write_forever(root: str) -> None:

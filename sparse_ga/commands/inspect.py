@@ -7,9 +7,10 @@ from pathlib import Path
 
 from sparse_ga.commands.jobs import cache_of, load_record
 from sparse_ga.progress import Reporter
-from sparse_ga.status import StageStatus, dropped_pairs, removable
+from sparse_ga.stages.job import Job
+from sparse_ga.status import StageStatus, dropped_pairs, job_keys, removable, undecided_stages
 from sparse_ga.status import status as stage_statuses
-from sparse_ga.store import Store
+from sparse_ga.store import Store, stat_of
 
 _MOST_PAIRS = 12
 
@@ -73,10 +74,14 @@ def clean(args: argparse.Namespace, reporter: Reporter) -> int:
     """Remove what later stages no longer need."""
     cache = cache_of(Path(args.folder))
     job, store = load_record(cache).job(load=False), Store(cache)
+    if args.stale:
+        _warn_of_undecided(job, store, reporter)
     files = removable(job, store, args.keep or [], args.stale)
     sizes: dict[str, int] = {}
     for path in files:
-        sizes[path.parent.name] = sizes.get(path.parent.name, 0) + path.stat().st_size
+        if (stat := stat_of(path)) is None:
+            continue
+        sizes[path.parent.name] = sizes.get(path.parent.name, 0) + stat.st_size
         if not args.dry_run:
             path.unlink(missing_ok=True)
     total = sum(sizes.values())
@@ -86,3 +91,14 @@ def clean(args: argparse.Namespace, reporter: Reporter) -> int:
         detail = ", ".join(f"{name} {_megabytes(size)}" for name, size in sizes.items())
         reporter.info(f"{_megabytes(total)} {verb}{f' ({detail})' if detail else ''}")
     return 0
+
+
+def _warn_of_undecided(job: Job, store: Store, reporter: Reporter) -> None:
+    """Say of which stages nothing stale was removed, and what makes it known."""
+    undecided = undecided_stages(job_keys(job, store))
+    if undecided:
+        reporter.warn(
+            f"{store.root}: not yet known what of {', '.join(undecided)} is stale, for photographs or masks have "
+            "changed or were never read; all of it is kept: give `sparse-ga run` with --until calibrate first, then "
+            "clean again"
+        )

@@ -173,7 +173,8 @@ def _read(path: Path) -> _Stored:
 def _read_folder(folder: Path, weights: Path | None = None) -> _Stored:
     found = sorted(folder.glob("*.safetensors"))
     if weights is None and len(found) != 1:
-        raise CheckpointNotFound(f"{folder}: expected one .safetensors file, found {len(found)}")
+        remedy = "give the path of one of them" if found else f"put the weights there, beside their {CONFIG_FILE}"
+        raise CheckpointNotFound(f"{folder}: expected one .safetensors file, found {len(found)}; {remedy}")
     weights = weights or found[0]
     arch = _read_config(folder / CONFIG_FILE)
     checked = check_hub_file(weights)

@@ -57,6 +57,15 @@ class BatchPredictor(FeaturePredictor, Protocol):
 
 
 @runtime_checkable
+class MemoryPredictor(PairPredictor, Protocol):
+    """A predictor that keeps things in memory to be faster."""
+
+    def free_memory(self) -> None:
+        """Let go of them: all pairs are done, and what comes next needs the room. It may still be asked again."""
+        ...
+
+
+@runtime_checkable
 class Calibrator(Protocol):
     """A predictor that needs focal lengths and can find them from all views together."""
 
@@ -69,3 +78,13 @@ class Calibrator(Protocol):
     ) -> tuple[float, bool]:
         """One focal length in working px for views without intrinsics, and whether the evidence sufficed."""
         ...
+
+
+def mark_of_subclass(predictor: object, *stock: type) -> str:
+    """What a class derived from the `stock` ones adds to their fingerprint, for it may say something else: its name.
+
+    Its body is not looked at: whoever changes that gives it a fingerprint of its own, or the cache serves what the
+    earlier body said.
+    """
+    kind = type(predictor)
+    return "" if kind in stock else f" {kind.__module__}.{kind.__qualname__}"

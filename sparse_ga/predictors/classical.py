@@ -32,7 +32,7 @@ from sparse_ga.geometry.two_view import (
 )
 from sparse_ga.matching.verify import Verification
 from sparse_ga.network.descriptor_cnn import DenseDescriptor
-from sparse_ga.predictors.base import Features
+from sparse_ga.predictors.base import Features, mark_of_subclass
 from sparse_ga.predictors.described import DenseMatcher, DensePose, DenseSettings, dense_pose, joint_pose, pack
 from sparse_ga.predictors.interpolation import distance_to, harmonic_field, paint_background
 from sparse_ga.predictors.self_calibration import KeypointMatches, Keypoints, calibrate
@@ -66,7 +66,10 @@ class ClassicalSettings:
 
 
 class ClassicalPredictor:
-    """`FeaturePredictor` and `Calibrator` (see the module's docstring)."""
+    """`FeaturePredictor` and `Calibrator` (see the module's docstring).
+
+    A class derived from it has another fingerprint by its name alone; set `fingerprint` anew whenever its body changes.
+    """
 
     def __init__(self, settings: ClassicalSettings | None = None, describer: DenseDescriptor | None = None) -> None:
         """`describer` gives dense matches to pairs on which SIFT finds little; without one it is SIFT alone."""
@@ -75,6 +78,7 @@ class ClassicalPredictor:
         content = f"classical-8 {cv2.__version__} {sorted(asdict(self.settings).items())}"
         if describer is not None:
             content += f" dense-5 {describer.fingerprint} {sorted(asdict(DenseSettings()).items())}"
+        content += mark_of_subclass(self, ClassicalPredictor)
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
 
     def encode(self, view: View) -> Features:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections import OrderedDict
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -20,9 +21,11 @@ from torch.nn import functional as F
 from sparse_ga.config import ForwardConfig
 from sparse_ga.errors import InputError
 from sparse_ga.network.model import AsymmetricCroCo3DStereo
-from sparse_ga.predictors.base import Features
+from sparse_ga.predictors.base import Features, mark_of_subclass
 from sparse_ga.predictors.mast3r import Mast3rPredictor
 from sparse_ga.products import Array, PairPrediction, Pointmap, View
+
+_REMEMBERED = 256  # shrunk views, of 0.2 MB at 224 px: two for each of the most pairs that a batch is chosen from
 
 
 def weights_folder() -> Path:
@@ -93,15 +96,23 @@ def enlarge_pointmap(small: Pointmap, inside: Array, view: View, minimum: float)
 
 
 class SmallNetworkPredictor:
-    """`FeaturePredictor` of any MASt3R network, run at long side `side` whatever the size of the views."""
+    """`BatchPredictor` of any MASt3R network, run at long side `side` whatever the size of the views."""
 
     def __init__(self, source: Path | AsymmetricCroCo3DStereo, config: ForwardConfig, side: int | None = None) -> None:
         self.network = Mast3rPredictor(source, config)
         self.side = max(self.network.arch.img_size) if side is None else side
-        self.fingerprint = hashlib.sha256(f"small-1 {self.network.fingerprint} {self.side}".encode()).hexdigest()
+        self._shrunk: OrderedDict[View, View] = OrderedDict()
+        mark = mark_of_subclass(self, SmallNetworkPredictor, CompactPredictor)
+        content = f"small-1 {self.network.fingerprint} {self.side}{mark}"
+        self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
 
     def _small(self, view: View) -> View:
-        return shrink(view, self.side, self.network.arch.patch_size)
+        """`view` at the network's own size; the last ones are remembered, for a view is in many pairs."""
+        small = self._shrunk.pop(view, None)
+        self._shrunk[view] = shrink(view, self.side, self.network.arch.patch_size) if small is None else small
+        while len(self._shrunk) > _REMEMBERED:
+            self._shrunk.popitem(last=False)
+        return self._shrunk[view]
 
     def encode(self, view: View) -> Features:
         """Encoder tokens of one view."""
@@ -116,6 +127,18 @@ class SmallNetworkPredictor:
     ) -> PairPrediction:
         """As `predict`, from tokens computed before."""
         return self.predict_batch([view_i], [view_j], [features_i], [features_j])[0]
+
+    def pairs_at_once(self, views_i: Sequence[View], views_j: Sequence[View]) -> int:
+        """How many of these pairs, from the first on, fit into one batch at the network's own size."""
+        if self.network.device.type == "cpu":
+            return 1  # known without shrinking any view
+        small_i, small_j = ([self._small(view) for view in views] for views in (views_i, views_j))
+        return self.network.pairs_at_once(small_i, small_j)
+
+    def free_memory(self) -> None:
+        """Forget shrunk views, and what the network keeps."""
+        self._shrunk.clear()
+        self.network.free_memory()
 
     def predict_batch(
         self,

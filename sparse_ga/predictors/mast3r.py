@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from sparse_ga.network.hub import DEFAULT_NAME
 from sparse_ga.network.inference import for_inference, resolve_precision
 from sparse_ga.network.masking import token_grid
 from sparse_ga.network.model import AsymmetricCroCo3DStereo, Encoded, Prepared
-from sparse_ga.predictors.base import Features
+from sparse_ga.predictors.base import Features, mark_of_subclass
 from sparse_ga.products import Array, PairPrediction, Pointmap, View
 
 _VERSION = "mast3r-2"  # part of the fingerprint: raise it when the same weights come to say something else
@@ -33,7 +34,7 @@ _HEAD_BYTES = 1.2e9  # of the convolutional head's largest batch
 
 
 class Mast3rPredictor:
-    """`FeaturePredictor` of a MASt3R or DUSt3R network (DUSt3R gives no descriptors).
+    """`BatchPredictor` of a MASt3R or DUSt3R network (DUSt3R gives no descriptors).
 
     `source` is "mast3r" (the released weights), a hub name, a folder, a .pth file, or a network. Raises
     `CheckpointError` for weights that cannot be used and `InputError` for a device that is not there. On a CPU every
@@ -53,8 +54,9 @@ class Mast3rPredictor:
         self.arch = model.arch
         self.model = for_inference(model, self.device, dtype)
         self._prepared: OrderedDict[bytes, Prepared | None] = OrderedDict()
+        self._warned_of_size = False
         self._copy_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        settings = f"{_VERSION} {digest} {self.config.mask_mode} {dtype}"
+        settings = f"{_VERSION} {digest} {self.config.mask_mode} {dtype}{mark_of_subclass(self, Mast3rPredictor)}"
         self.fingerprint = hashlib.sha256(settings.encode()).hexdigest()
 
     def encode(self, view: View) -> Features:
@@ -116,6 +118,12 @@ class Mast3rPredictor:
         budget = self.config.memory_gb * 1e9 - _HEAD_BYTES
         sizes = [self._bytes(i) + self._bytes(j) for i, j in zip(views_i, views_j, strict=True)]
         return max(1, int((np.cumsum(sizes) <= budget).sum()))
+
+    def free_memory(self) -> None:
+        """Forget what heads made of images alone, and give back the device memory that only batches need."""
+        self._prepared.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _bytes(self, view: View) -> int:
         """Device memory that one view of a pair takes: of its tokens, and of its full-size outputs."""
@@ -185,6 +193,14 @@ class Mast3rPredictor:
             raise InputError(
                 f"{view.name}: {view.width}x{view.height} px is no multiple of the network's patch; set "
                 f"ingest.multiple to {patch}"
+            )
+        trained, side = max(self.arch.img_size), max(view.height, view.width)
+        if side > trained and not self._warned_of_size:
+            self._warned_of_size = True
+            warnings.warn(
+                f"{view.name}: {view.width}x{view.height} px, larger than the {trained} px that the network was "
+                f"trained on, where its points are worse; set ingest.long_side to {trained}",
+                stacklevel=2,
             )
 
     def _upload(self, array: Array) -> Tensor:

@@ -249,13 +249,10 @@ def _parts(pairs: list[_PairGeometry], keypoints: list[Keypoints]) -> list[list[
     Chained along the spanning tree of the pairs that share most.
     """
     start = np.concatenate([[0], np.cumsum([len(k.xy) for k in keypoints])])
-    depth = np.full((len(pairs), start[-1]), np.nan)  # (pairs, keypoints)
-    for row, pair in enumerate(pairs):
-        m = pair.matches
-        depth[row, start[m.view_i] + m.index_i] = np.log(np.maximum(pair.depth_i, 1e-9))
-        depth[row, start[m.view_j] + m.index_j] = np.log(np.maximum(pair.depth_j, 1e-9))
-    seen = np.isfinite(depth)
-    which = sparse.csr_matrix(seen.astype(np.int32))
+    seen = [_log_depths(pair, start) for pair in pairs]
+    ends = np.cumsum([0] + [len(at) for at, _ in seen])
+    columns = np.concatenate([at for at, _ in seen])
+    which = sparse.csr_matrix((np.ones(len(columns), np.int32), columns, ends), shape=(len(pairs), start[-1]))
     shared = (which @ which.T).toarray()  # (pairs, pairs)
     np.fill_diagonal(shared, 0)
     graph = sparse.csr_matrix(np.where(shared >= 5, 1.0 / np.maximum(shared, 1), 0.0))
@@ -266,10 +263,27 @@ def _parts(pairs: list[_PairGeometry], keypoints: list[Keypoints]) -> list[list[
     for label in range(labels.max() + 1):
         order, parent = breadth_first_order(tree, int(np.flatnonzero(labels == label)[0]), directed=False)
         for node in order[1:]:
-            both = seen[node] & seen[parent[node]]
-            log_scale[node] = log_scale[parent[node]] + np.median(depth[parent[node], both] - depth[node, both])
+            log_scale[node] = log_scale[parent[node]] + _log_ratio(seen[parent[node]], seen[node])
         groups.append([(pairs[node], float(log_scale[node])) for node in sorted(order)])
     return groups
+
+
+def _log_depths(pair: _PairGeometry, start: Array) -> tuple[Array, Array]:
+    """Keypoints (K,) of both views that a pair gives a depth, ascending, numbered from `start` of their view, and the
+    logarithms (K,) of their depths."""
+    m = pair.matches
+    at = np.concatenate([start[m.view_i] + m.index_i, start[m.view_j] + m.index_j])
+    log_depth = np.log(np.maximum(np.concatenate([pair.depth_i, pair.depth_j]), 1e-9))
+    at, last = np.unique(at[::-1], return_index=True)  # of a keypoint that is matched twice the last depth counts
+    log_depth = log_depth[::-1][last]
+    finite = np.isfinite(log_depth)
+    return at[finite], log_depth[finite]
+
+
+def _log_ratio(a: tuple[Array, Array], b: tuple[Array, Array]) -> float:
+    """Median logarithm of the ratio of the depths that two pairs (see `_log_depths`) give to the same keypoints."""
+    _, in_a, in_b = np.intersect1d(a[0], b[0], assume_unique=True, return_indices=True)
+    return float(np.median(a[1][in_a] - b[1][in_b]))
 
 
 def _chain(pairs: list[tuple[_PairGeometry, float]], views: int) -> dict[int, Array]:

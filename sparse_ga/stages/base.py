@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Literal
 
 from sparse_ga.config import Config, output_fields
-from sparse_ga.store import Key
+from sparse_ga.store import Key, digest_of
 
 Unit = Literal["view", "pair", "run"]
 
@@ -39,3 +40,8 @@ class Stage:
             else:
                 values |= {f"{path}.{name}": value for name, value in output_fields(found).items()}
         return values
+
+
+def versions_digest(stages: Sequence[Stage]) -> str:
+    """Digest of the stages' versions: for keys of what goes through them without having their artifacts as inputs."""
+    return digest_of(*(f"{stage.name} {stage.version}" for stage in stages))

@@ -14,8 +14,9 @@ from sparse_ga.geometry.cameras import make_intrinsics
 from sparse_ga.pairs import Pair
 from sparse_ga.predictors.base import Calibrator, Features, PairPredictor
 from sparse_ga.products import Alignment, Array, View, check, check_finite
+from sparse_ga.stages import align3d, encode, forward, match, refine2d
 from sparse_ga.stages.align3d import views_digest
-from sparse_ga.stages.base import Stage
+from sparse_ga.stages.base import Stage, versions_digest
 from sparse_ga.stages.ingest import with_intrinsics
 from sparse_ga.store import Key, digest_of
 
@@ -25,8 +26,9 @@ FROM_RECONSTRUCTION = Stage(
     5,
     "run",
     ("ingest", "pairs", "forward", "match", "align3d", "refine2d"),
-    ("calibrate", "ingest.shared_intrinsics", "match", "align3d", "refine2d"),
+    ("calibrate", "ingest.shared_intrinsics", *forward.STAGE.config, "match", "align3d", "refine2d"),
 )
+_THROUGH = (encode.STAGE, STAGE, forward.STAGE, match.STAGE, align3d.STAGE, refine2d.STAGE)
 
 FIRST_GUESS = 1.2
 """Focal length to start from when nothing is known, in units of the photograph's long side."""
@@ -103,14 +105,14 @@ def key_from_reconstruction(
     views: Sequence[View], pairs: Sequence[Pair], predictor: PairPredictor, config: Config
 ) -> Key:
     """Key of the focal lengths found by reconstructing from a guess."""
-    return FROM_RECONSTRUCTION.key("reconstruction", config, _inputs(views, pairs, predictor))
+    return FROM_RECONSTRUCTION.key("reconstruction", config, _inputs_of_reconstruction(views, pairs, predictor))
 
 
 def key_from_start(
     views: Sequence[View], pairs: Sequence[Pair], predictor: PairPredictor, config: Config, start: Calibration
 ) -> Key:
     """Key of what one reconstruction makes of the focal lengths that it starts from; kept until they are decided."""
-    inputs = _inputs(views, pairs, predictor) | {"start": digest_of(start.focal_px)}
+    inputs = _inputs_of_reconstruction(views, pairs, predictor) | {"start": digest_of(start.focal_px)}
     return FROM_RECONSTRUCTION.key("start", config, inputs)
 
 
@@ -120,6 +122,11 @@ def _inputs(views: Sequence[View], pairs: Sequence[Pair], predictor: PairPredict
         "pairs": digest_of(*(f"{i} {j}" for i, j in pairs)),
         "predictor": predictor.fingerprint,
     }
+
+
+def _inputs_of_reconstruction(views: Sequence[View], pairs: Sequence[Pair], predictor: PairPredictor) -> dict[str, str]:
+    """The artifacts of the stages it goes through are gone when it is done: their versions stand for them."""
+    return _inputs(views, pairs, predictor) | {"stages": versions_digest(_THROUGH)}
 
 
 def _known_focal(views: Sequence[View], group: CameraGroup) -> float | None:

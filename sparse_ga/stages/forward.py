@@ -12,7 +12,7 @@ from sparse_ga.stages.packing import PackedPrediction, pack_prediction
 from sparse_ga.store import Key
 
 STAGE = Stage(
-    "forward", 2, "pair", ("ingest", "calibrate", "encode"), ("forward.cross_stride", "forward.keep_descriptors")
+    "forward", 3, "pair", ("ingest", "calibrate", "encode"), ("forward.cross_stride", "forward.keep_descriptors")
 )
 
 

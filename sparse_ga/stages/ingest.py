@@ -24,6 +24,8 @@ STAGE = Stage(
     "ingest", 3, "view", (), ("ingest.long_side", "ingest.multiple", "ingest.mask_threshold", "ingest.object_id")
 )
 
+_SAME_ZOOM = 0.01  # largest step between the logarithms of focal lengths of one zoom
+
 
 @dataclass(frozen=True, eq=False)
 class Source:
@@ -137,30 +139,39 @@ def run(source: Source, config: Config) -> View:
 def name_cameras(views: Sequence[View], shared: bool) -> list[View]:
     """The views with the cameras named whose intrinsics they share.
 
-    Shared: photographs of one size, upright or turned, have one camera, unless their known focal lengths differ by
-    more than a percent.
-    Otherwise every view has its own.
+    Shared: photographs of one size, upright or turned, have one camera, unless their known focal lengths lie more than
+    a percent apart. Otherwise every view has its own.
     """
     if not shared:
         return [replace(view, camera=view.name) for view in views]
-    zooms = [_zoom(view) for view in views]
-    sizes = [tuple(sorted(view.source_size)) for view in views]
-    several = {
-        size: len({zoom for zoom, other in zip(zooms, sizes, strict=True) if zoom and other == size}) > 1
-        for size in set(sizes)
-    }
-    return [
-        replace(view, camera=zoom if several[size] else "")
-        for view, zoom, size in zip(views, zooms, sizes, strict=True)
-    ]
+    cameras = [""] * len(views)
+    sizes = [(max(view.source_size), min(view.source_size)) for view in views]
+    for size in set(sizes):
+        known = [n for n, view in enumerate(views) if sizes[n] == size and view.intrinsics is not None]
+        zooms = _zooms([_log_focal(views[n]) for n in known])
+        if len(set(zooms)) > 1:
+            for n, zoom in zip(known, zooms, strict=True):
+                cameras[n] = zoom
+    return [replace(view, camera=camera) for view, camera in zip(views, cameras, strict=True)]
 
 
-def _zoom(view: View) -> str:
-    """Name of the view's known focal length, to a percent of the photograph's long side; empty if unknown."""
-    if view.intrinsics is None:
-        return ""
-    focal = float(view.intrinsics[0, 0]) / float(view.working_from_source[0, 0]) / max(view.source_size)
-    return f"focal {round(math.log(focal) / 0.01)}"
+def _log_focal(view: View) -> float:
+    """Logarithm of the known focal length in units of the photograph's long side."""
+    assert view.intrinsics is not None
+    focal_px = float(view.intrinsics[0, 0]) / float(view.working_from_source[0, 0])
+    return math.log(focal_px / max(view.source_size))
+
+
+def _zooms(log_focals: Sequence[float]) -> list[str]:
+    """A name for each focal length, the same for those that lie together: cut where neighbours are further apart than
+    a percent, so that it does not matter where on a scale they lie."""
+    names = [""] * len(log_focals)
+    previous = -math.inf
+    for n in sorted(range(len(log_focals)), key=lambda n: log_focals[n]):
+        if log_focals[n] - previous > _SAME_ZOOM:
+            name = f"focal {math.exp(log_focals[n]):.4g}"
+        names[n], previous = name, log_focals[n]
+    return names
 
 
 def explain_missing_object(source: Source, object_id: int) -> str:

@@ -18,6 +18,7 @@ from sparse_ga.products import (
 )
 
 _HALF_MAX = 60000.0
+_MOST_CONFIDENCE = 1e12  # products of two, and sums over all pixels, stay finite in float32
 _MIN_CROSS = 256
 _DESCRIPTOR_LEVELS = 31  # six bits a component
 
@@ -65,7 +66,7 @@ class PackedDescriptors:
         unit = max(float(np.abs(values).max(initial=0)), 1e-12)
         codes = (np.rint(values / unit * _DESCRIPTOR_LEVELS) + _DESCRIPTOR_LEVELS).astype(np.uint8)
         bits = np.unpackbits(codes.reshape(-1, 1), axis=1)[:, 2:]  # (F D, 6)
-        packed = None if confidence is None else PackedLog.pack(confidence)
+        packed = None if confidence is None else PackedLog.pack(np.minimum(confidence, _MOST_CONFIDENCE))
         return PackedDescriptors(np.packbits(bits), (len(values), values.shape[1]), unit, packed)
 
     def unpack(self) -> Array:
@@ -98,7 +99,8 @@ def _pack_pointmap(pointmap: Pointmap, mask: Array, stride: int, descriptors: bo
     if pointmap.points.shape[:2] != mask.shape:
         raise InvalidProduct(f"the predictor gave points of {pointmap.points.shape[:2]} for a view of {mask.shape}")
     kept = _kept(mask, stride)
-    points, confidence = pointmap.points[kept].astype(np.float64), pointmap.confidence[kept]
+    points = pointmap.points[kept].astype(np.float64)
+    confidence = np.minimum(pointmap.confidence[kept], _MOST_CONFIDENCE)
     finite: Array = np.all(np.isfinite(points), axis=1)
     depth = np.abs(points[finite, 2])
     unit = float(np.median(depth[depth > 0])) if (depth > 0).any() else 1.0
@@ -145,7 +147,10 @@ class PackedPrediction:
 
     @property
     def can_match(self) -> bool:
-        """Whether matching needs no new prediction: matches, or the descriptors, are here."""
+        """Whether matching needs no new prediction: matches, or the descriptors, are here.
+
+        Points without descriptors (DUSt3R) do not serve: half precision is coarser than a pixel is wide.
+        """
         described = all(pointmap.descriptors is not None for pointmap in self.maps)
         return self.matches is not None or self.rejected is not None or described
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from sparse_ga.config import Config
 from sparse_ga.pairs import Pair
-from sparse_ga.predictors.base import BatchPredictor, FeaturePredictor, Features, PairPredictor
+from sparse_ga.predictors.base import BatchPredictor, FeaturePredictor, Features, MemoryPredictor, PairPredictor
 from sparse_ga.products import PairPrediction, VerifiedMatches, View
 from sparse_ga.stages import encode, forward, match
 from sparse_ga.stages.packing import PackedPrediction, unpack_prediction
@@ -44,6 +44,11 @@ class FeatureCache:
             self._size -= _size(self._recent.popitem(last=False)[1])
         return features
 
+    def forget(self) -> None:
+        """Let go of what is in memory; the store keeps it."""
+        self._recent.clear()
+        self._size = 0
+
     def compute(self, n: int) -> Features:
         """Encode view n and store the result."""
         assert isinstance(self._predictor, FeaturePredictor)
@@ -70,6 +75,12 @@ class PairStages:
         self._store = store
         self._predictor = predictor
         self._config = config
+
+    def free_memory(self) -> None:
+        """Let go of what is in memory to be faster; what is still asked for later is read or made again."""
+        self.features.forget()
+        if isinstance(self._predictor, MemoryPredictor):
+            self._predictor.free_memory()
 
     def batches(self, chosen: Sequence[int]) -> Iterator[list[int]]:
         """The `chosen` pairs in the batches in which the predictor takes them; one at a time if it takes no batches."""
@@ -122,14 +133,19 @@ class PairStages:
         self._store.put(self.forward_keys[k], packed)
         return also_match
 
+    def match_stored(self, k: int) -> VerifiedMatches | None:
+        """Match pair k from the stored prediction and store the result; None where that needs a new prediction."""
+        packed = self._store.get(self.forward_keys[k])
+        return self._match(k, packed, None) if packed is not None and packed.can_match else None
+
+    def match_fresh(self, k: int, prediction: PairPrediction) -> VerifiedMatches:
+        """Match a `prediction` of pair k, made again for its descriptors, and store the result."""
+        return self._match(k, self._pack(k, prediction), prediction)
+
     def compute_match(self, k: int) -> VerifiedMatches:
         """Match pair k and store the result, from the stored prediction where that is enough."""
-        packed = self._store.get(self.forward_keys[k])
-        prediction = None
-        if packed is None or not packed.can_match:
-            prediction = self._predict_one(k)
-            packed = self._pack(k, prediction)
-        return self._match(k, packed, prediction)
+        matches = self.match_stored(k)
+        return matches if matches is not None else self.match_fresh(k, self._predict_one(k))
 
     def _match(self, k: int, packed: PackedPrediction, fresh: PairPrediction | None) -> VerifiedMatches:
         """Matches of pair k. What the cache keeps is matched in its packed form, so that it never matters whether the

@@ -179,10 +179,13 @@ def test_no_such_path_and_no_such_name(tmp_path: Path) -> None:
     for source in ("nothing.pth", str(tmp_path / "no" / "such" / "folder"), "plainword"):
         with pytest.raises(CheckpointNotFound, match="owner/name"):
             fetch_weights(source)
-    with pytest.raises(CheckpointNotFound, match="found 0"):
+    with pytest.raises(CheckpointNotFound, match=r"found 0; put the weights there, beside their config\.json"):
         load_checkpoint(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"x")
     with pytest.raises(CheckpointNotFound, match=r"config\.json"):
+        load_checkpoint(tmp_path)
+    (tmp_path / "other.safetensors").write_bytes(b"x")
+    with pytest.raises(CheckpointNotFound, match="found 2; give the path of one of them"):
         load_checkpoint(tmp_path)
 
 

@@ -139,3 +139,15 @@ def test_without_matches_the_focal_is_a_guess_that_says_so(views: list[View]) ->
     focal, trusted = ClassicalPredictor().estimate_focal(views, [(0, 1)], lambda _: nothing, (160.0, 2560.0))
     assert not trusted
     assert focal == pytest.approx(1.2 * 320)
+
+
+def test_a_derived_class_has_a_fingerprint_of_its_own() -> None:
+    class Stricter(ClassicalPredictor):
+        pass
+
+    class Looser(ClassicalPredictor):
+        pass
+
+    found = {ClassicalPredictor().fingerprint, Stricter().fingerprint, Looser().fingerprint}
+    assert len(found) == 3
+    assert Stricter().fingerprint == Stricter().fingerprint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from sparse_ga.config import ForwardConfig
 from sparse_ga.errors import InputError
 from sparse_ga.network.checkpoint import convert_weights, save_model
 from sparse_ga.network.model import AsymmetricCroCo3DStereo, ImageBatch
-from sparse_ga.predictors.base import FeaturePredictor, PairPredictor
+from sparse_ga.predictors.base import FeaturePredictor, MemoryPredictor, PairPredictor
+from sparse_ga.predictors.compact import SmallNetworkPredictor
 from sparse_ga.predictors.mast3r import Mast3rPredictor
 from sparse_ga.products import PairPrediction, Pointmap, View
 
@@ -242,6 +244,49 @@ def test_fingerprint_follows_weights_and_settings_only(network: AsymmetricCroCo3
     assert len({base.fingerprint, *(p.fingerprint for p in others)}) == 5
     richer = Mast3rPredictor(network, ForwardConfig(precision="auto", device="cpu", memory_gb=9, keep_descriptors=True))
     assert richer.fingerprint == base.fingerprint
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_freed_memory_changes_no_bit(network: AsymmetricCroCo3DStereo, small: bool) -> None:
+    config = ForwardConfig(device="cpu", precision="fp32")
+    chosen = SmallNetworkPredictor(network, config, 64) if small else Mast3rPredictor(network, config)
+    assert isinstance(chosen, MemoryPredictor)
+    views = make_view("a", 0), make_view("b", 4)
+    before = chosen.predict(*views)
+    inner = chosen.network if isinstance(chosen, SmallNetworkPredictor) else chosen
+    assert inner._prepared
+    chosen.free_memory()
+    assert not inner._prepared
+    assert not (isinstance(chosen, SmallNetworkPredictor) and chosen._shrunk)
+    assert identical(chosen.predict(*views), before)
+
+
+def test_a_derived_class_has_a_fingerprint_of_its_own(network: AsymmetricCroCo3DStereo) -> None:
+    class Mine(Mast3rPredictor):
+        pass
+
+    class MineSmall(SmallNetworkPredictor):
+        pass
+
+    config = ForwardConfig(device="cpu")
+    assert Mine(network, config).fingerprint != Mast3rPredictor(network, config).fingerprint
+    assert MineSmall(network, config).fingerprint != SmallNetworkPredictor(network, config).fingerprint
+
+
+def test_photographs_larger_than_what_the_network_was_trained_on_are_warned_of_once(
+    network: AsymmetricCroCo3DStereo,
+) -> None:
+    chosen = predictor(network)
+    assert max(chosen.arch.img_size) == 224
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        chosen.encode(make_view("fits", 0, (160, 224)))
+        assert told == []
+        chosen.encode(make_view("large", 1, (160, 240)))
+        chosen.encode(make_view("another", 2, (240, 160)))
+    assert len(told) == 1
+    assert str(told[0].message).startswith("large: 240x160 px")
+    assert "set ingest.long_side to 224" in str(told[0].message)
 
 
 @pytest.mark.slow

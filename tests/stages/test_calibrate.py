@@ -58,6 +58,42 @@ def test_what_was_decided_stays_in_every_start() -> None:
     assert {start.focal_px[0] for start in calibrate.starts(views(), voted)} == {50.0}
 
 
+class Named:
+    """A predictor of which only the name in keys matters."""
+
+    fingerprint = "named"
+
+
+def keys_by_reconstruction(config: dict[str, Any]) -> set[str]:
+    settings = make_config(config)
+    start = Calibration(np.full(3, 100.0), UNDECIDED)
+    arguments: Any = (views(), [(0, 1), (1, 2)], Named(), settings)
+    found = (calibrate.key_from_reconstruction(*arguments), calibrate.key_from_start(*arguments, start))
+    return {key.digest for key in found}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"forward": {"cross_stride": 1}},
+        {"forward": {"keep_descriptors": True}},
+        {"match": {"min_matches": 13}},
+        {"refine2d": {"loss_px": 2.0}},
+    ],
+)
+def test_settings_that_its_reconstructions_go_through_are_in_the_key(change: dict[str, Any]) -> None:
+    assert not keys_by_reconstruction(change) & keys_by_reconstruction({})
+
+
+@pytest.mark.parametrize("name", ["encode", "calibrate", "forward", "match", "align3d", "refine2d"])
+def test_stages_that_its_reconstructions_go_through_are_in_the_key(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = keys_by_reconstruction({})
+    newer = [replace(s, version=s.version + 1) if s.name == name else s for s in calibrate._THROUGH]
+    assert newer != list(calibrate._THROUGH)
+    monkeypatch.setattr(calibrate, "_THROUGH", tuple(newer))
+    assert not keys_by_reconstruction({}) & before
+
+
 def reconstructed(focal_px: float, matches: int, cost: float, start_px: float = 80.0) -> Reconstructed:
     calibration = Calibration(np.full(3, float(focal_px)), UNDECIDED)
     moved = float(abs(np.log(focal_px / start_px)))

@@ -1,4 +1,4 @@
-"""Which photographs have one camera."""
+"""Which photographs share a camera: by size, and by the focal lengths that are known of them."""
 
 from __future__ import annotations
 
@@ -10,19 +10,37 @@ from sparse_ga.products import View
 from sparse_ga.stages.ingest import name_cameras
 
 
-def photograph(name: str, size: tuple[int, int], focal_px: float | None) -> View:
-    image = np.zeros((size[1], size[0], 3), np.uint8)
-    known = None if focal_px is None else make_intrinsics(focal_px, np.array([7.0, 5.0]))
-    return View(name, image, image[..., 0] == 0, known, np.eye(3), size, "")
+def view(focal_px: float | None, size: tuple[int, int] = (1000, 800)) -> View:
+    """A photograph of `size` (W, H) at a tenth of its resolution; `focal_px` in px of the photograph."""
+    width, height = size[0] // 10, size[1] // 10
+    k = None if focal_px is None else make_intrinsics(focal_px / 10, np.array([width / 2, height / 2]))
+    image, mask = np.zeros((height, width, 3), np.uint8), np.ones((height, width), bool)
+    return View(f"{focal_px}", image, mask, k, np.diag([0.1, 0.1, 1.0]), size, "digest")
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_upright_and_turned_photographs_of_one_zoom_have_one_camera(shared: bool) -> None:
-    known = [((16, 12), 20.0), ((12, 16), 20.0), ((16, 12), 30.0), ((12, 16), 20.0), ((16, 12), None)]
-    views = [photograph(f"{n}", size, focal) for n, (size, focal) in enumerate(known)]
-    first, *others = (view.camera for view in name_cameras(views, shared))
-    if not shared:
-        assert [first, *others] == ["0", "1", "2", "3", "4"]
-        return
-    assert [camera == first for camera in others] == [True, False, True, False]
-    assert len({view.camera for view in name_cameras(views[:2] + views[3:], shared)}) == 1
+def cameras(*focals_px: float | None) -> list[str]:
+    return [named.camera for named in name_cameras([view(focal_px) for focal_px in focals_px], True)]
+
+
+@pytest.mark.parametrize("start_px", np.geomspace(1000.0, 1011.0, 12).tolist())
+def test_wherever_they_lie_nearly_equal_focal_lengths_are_one_camera_and_others_two(start_px: float) -> None:
+    assert cameras(start_px, start_px * 1.0002) == ["", ""]
+    assert cameras(start_px, start_px * 1.0098) == ["", ""]
+    apart = cameras(start_px, start_px * 1.0103)
+    assert len({*apart, ""}) == 3
+
+
+def test_focal_lengths_are_cut_where_neighbours_are_apart() -> None:
+    found = cameras(1230.0, 1500.0, 1227.4, None, 1227.65, 1510.0, 1700.0)
+    assert found[0] == found[2] == found[4] != ""
+    assert found[1] == found[5] != ""
+    assert len({found[0], found[1], found[6], found[3]}) == 4
+    assert found[3] == ""  # of this size there are several, and nobody knows which it is
+
+
+def test_a_camera_is_the_same_upright_and_turned() -> None:
+    views = [view(1200.0), view(1205.0, (800, 1000)), view(2000.0), view(1300.0, (600, 500))]
+    found = [named.camera for named in name_cameras(views, True)]
+    assert found[0] == found[1] not in ("", found[2])
+    assert found[3] == ""
+    assert [named.camera for named in name_cameras(views, False)] == [v.name for v in views]

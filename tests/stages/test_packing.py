@@ -141,6 +141,23 @@ def test_nan_infinity_negative_and_huge_values_become_harmless():
     assert np.abs(back.points - points)[ys[10:], xs[10:]].max() < 4e-3
 
 
+@pytest.mark.parametrize("huge", [np.inf, 1e30])
+def test_huge_confidences_leave_products_and_sums_finite(huge: float):
+    view = make_view()
+    prediction = make_prediction(view, view, 4)
+    confidence = prediction.i_in_i.confidence.copy()
+    confidence[24, 32] = huge
+    source = prediction.i_in_i
+    bad = Pointmap(source.points, confidence, source.descriptors, confidence)
+    whole = PairPrediction(bad, prediction.j_in_i, prediction.j_in_j, prediction.i_in_j)
+    back = unpack_prediction(pack_prediction(whole, view, view, 2, True), view, view).i_in_i
+    for values in (back.confidence, back.descriptor_confidence):
+        assert values[24, 32] == values.max() == pytest.approx(1e12, rel=1e-3)
+        assert np.isfinite(np.square(values).sum())
+        others = view.mask & (confidence != np.float32(huge))
+        np.testing.assert_allclose(values[others], confidence[others], rtol=0.06)
+
+
 def test_background_content_never_enters():
     view = make_view()
     clean = make_prediction(view, view)

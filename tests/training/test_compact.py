@@ -19,7 +19,7 @@ from sparse_ga.errors import InputError
 from sparse_ga.network.checkpoint import save_model
 from sparse_ga.network.masking import MaskMode
 from sparse_ga.network.model import AsymmetricMASt3R, ImageBatch
-from sparse_ga.predictors.base import FeaturePredictor
+from sparse_ga.predictors.base import BatchPredictor, FeaturePredictor
 from sparse_ga.predictors.compact import CompactPredictor, SmallNetworkPredictor, enlarge, shrink
 from sparse_ga.products import PairMatches, PairPrediction, Pointmap, View
 from sparse_ga.synthetic.procedural.bundle import Draw
@@ -307,6 +307,19 @@ def test_predictor_contract(model: AsymmetricMASt3R, pair: UnseenPair) -> None:
     swapped = predictor.predict(pair.view_j, pair.view_i)
     np.testing.assert_allclose(swapped.i_in_i.points, found.j_in_j.points, atol=1e-4)
     np.testing.assert_allclose(swapped.j_in_i.points, found.i_in_j.points, atol=1e-4)
+
+
+def test_batches_are_chosen_at_the_networks_own_size(model: AsymmetricMASt3R, pair: UnseenPair) -> None:
+    predictor = SmallNetworkPredictor(model, CONFIG, 32)
+    assert isinstance(predictor, BatchPredictor)
+    views = [replace(pair.view_i, name=str(n)) for n in range(100)]
+    assert predictor.pairs_at_once(views, views) == 1  # on a CPU
+    predictor.network.device = torch.device("meta")
+    predictor.network.config = replace(CONFIG, memory_gb=1.3)
+    small = [shrink(view, 32, model.arch.patch_size) for view in views]
+    expected = predictor.network.pairs_at_once(small, small)
+    assert 1 < predictor.network.pairs_at_once(views, views) < expected < 100
+    assert predictor.pairs_at_once(views, views) == expected
 
 
 def test_predictor_agrees_with_the_network_at_its_own_size(model: AsymmetricMASt3R, pair: UnseenPair) -> None:
