@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -295,19 +296,20 @@ class MaskStack:
 
     def __post_init__(self) -> None:
         check(self.shapes, "MaskStack.shapes", (None, 2), "i")
-        check(self.bits, "MaskStack.bits", (int(self._bytes().sum()),), "u")
+        check(self.bits, "MaskStack.bits", (int(self._starts[-1]),), "u")
 
-    def _bytes(self) -> Array:
-        return (self.shapes.prod(1) + 7) // 8
+    @cached_property
+    def _starts(self) -> Array:
+        """Byte of `bits` at which each mask begins, (N + 1,), the last one where they end."""
+        return np.concatenate([[0], np.cumsum((self.shapes.prod(1) + 7) // 8)]).astype(int)
 
     def __len__(self) -> int:
         return len(self.shapes)
 
     def mask(self, n: int) -> Array:
         """Mask of view n, (H, W) bool."""
-        start = int(self._bytes()[:n].sum())
         height, width = (int(side) for side in self.shapes[n])
-        packed = self.bits[start : start + int(self._bytes()[n])]
+        packed = self.bits[self._starts[n] : self._starts[n + 1]]
         return np.unpackbits(packed, count=height * width).reshape(height, width).astype(bool)
 
     @staticmethod
@@ -335,11 +337,15 @@ class DepthMaps:
     def __len__(self) -> int:
         return len(self.valid)
 
+    @cached_property
+    def _starts(self) -> Array:
+        """Row of `depth` at which each view begins, (N + 1,), the last one where they end."""
+        return np.concatenate([[0], np.cumsum([self.valid.mask(n).sum() for n in range(len(self))])]).astype(int)
+
     def view(self, n: int) -> tuple[Array, Array]:
         """Depth and confidence of view n, (H, W) float32 each; 0 where there is none."""
         mask = self.valid.mask(n)
-        start = sum(int(self.valid.mask(m).sum()) for m in range(n))
-        rows = slice(start, start + int(mask.sum()))
+        rows = slice(self._starts[n], self._starts[n + 1])
         depth, confidence = np.zeros(mask.shape, np.float32), np.zeros(mask.shape, np.float32)
         depth[mask], confidence[mask] = self.depth[rows], self.confidence[rows]
         return depth, confidence
