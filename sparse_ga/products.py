@@ -428,6 +428,7 @@ class Reconstruction:
     masks: MaskStack
     mesh: Mesh = field(default_factory=Mesh.empty)
     report: ReconstructionReport = field(default_factory=ReconstructionReport)
+    photographs: tuple[str, ...] = ()  # (N,) digest of each view's photograph and mask, empty where nobody noted them
 
     def __post_init__(self) -> None:
         n, p, t = len(self.names), len(self.points), len(self.track_points)
@@ -447,6 +448,8 @@ class Reconstruction:
             check_finite(getattr(self, name), f"Reconstruction.{name}")
         if len(self.reasons) != n or len(self.depthmaps) != n or len(self.masks) != n:
             raise InvalidProduct("Reconstruction: reasons, depthmaps and masks have one entry a view")
+        if len(self.photographs) not in (0, n):
+            raise InvalidProduct("Reconstruction.photographs: expected one digest a view, or none at all")
 
     @property
     def cam_from_world(self) -> Array:
@@ -463,18 +466,20 @@ class Reconstruction:
         return self.working_from_source @ self.intrinsics
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``reconstruction.safetensors`` into `folder` (made if missing); same content, same bytes."""
+        """Write ``reconstruction.safetensors`` into `folder` (made if missing); same content, same bytes.
+
+        Raises `OutputError` when that is impossible; an earlier file is then as it was.
+        """
         from safetensors.numpy import save as encode
+
+        from sparse_ga.store import write_atomically
 
         arrays: dict[str, Array] = {}
         text = _flatten(self, "", arrays)
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / _FILE
-        partial = path.with_suffix(".partial")
+        path = Path(folder) / _FILE
         # one metadata entry: safetensors writes several in an order that changes from run to run
-        partial.write_bytes(encode(arrays, {"reconstruction": json.dumps(text, sort_keys=True)}))
-        return partial.replace(path)
+        write_atomically(path, encode(arrays, {"reconstruction": json.dumps(text, sort_keys=True)}))
+        return path
 
     @staticmethod
     def load(folder: str | Path) -> Reconstruction:
@@ -527,7 +532,7 @@ def _unflatten(kind: type, text: dict[str, Any], prefix: str, arrays: dict[str, 
             values[item.name] = arrays[key]
         elif item.name in _NESTED:
             values[item.name] = _unflatten(_NESTED[item.name], text[item.name], f"{key}.", arrays)
-        else:
+        elif item.name in text or item.default is dataclasses.MISSING:  # else written before there was such a field
             value = text[item.name]
             values[item.name] = tuple(value) if isinstance(value, list) else value
     return kind(**values)
