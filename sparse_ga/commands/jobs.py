@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import glob
 import json
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sparse_ga.api import make_job
-from sparse_ga.config import Config, ConfigError, load_config
+from sparse_ga.config import Config, ConfigError, load_config, with_paths_from
 from sparse_ga.errors import InputError
 from sparse_ga.io.cameras_file import read_cameras
-from sparse_ga.predictors.loading import AUTO, NAMES, OFF, PACKAGED, PredictorRecord, load_predictor
+from sparse_ga.predictors.loading import PredictorRecord, load_predictor
 from sparse_ga.stages.job import Job
 from sparse_ga.store import write_atomically
 
@@ -137,17 +140,11 @@ def absolute(path: str | None) -> str | None:
     return None if path is None else str(Path(path).absolute())
 
 
-def _make_paths_absolute(overrides: dict[str, Any]) -> None:
-    """Settings that name files must mean the same from another working folder."""
-    predictor = overrides.get("predictor")
-    if isinstance(predictor, str) and predictor not in NAMES and Path(predictor).exists():
-        overrides["predictor"] = absolute(predictor)
-    pairs, forward = overrides.get("pairs"), overrides.get("forward")
-    if isinstance(pairs, dict) and isinstance(pairs.get("pairs_file"), str):
-        pairs["pairs_file"] = absolute(pairs["pairs_file"])
-    descriptors = forward.get("descriptors") if isinstance(forward, dict) else None
-    if isinstance(descriptors, str) and descriptors not in (AUTO, OFF, PACKAGED):
-        overrides["forward"]["descriptors"] = absolute(descriptors)
+def _absolute_images(images: Sequence[str]) -> tuple[str, ...]:
+    """Photographs that mean the same from another working folder; in a pattern the folder's own name is no pattern."""
+    if len(images) == 1 and not Path(images[0]).exists():
+        return (os.path.join(glob.escape(os.getcwd()), images[0]),)
+    return tuple(str(Path(image).absolute()) for image in images)
 
 
 def record_from(args: argparse.Namespace, out: Path, label: int | None = None) -> JobRecord:
@@ -157,9 +154,9 @@ def record_from(args: argparse.Namespace, out: Path, label: int | None = None) -
         overrides.setdefault("ingest", {})["object_id"] = label
     if args.predictor is not None:
         overrides["predictor"] = args.predictor
-    _make_paths_absolute(overrides)
+    overrides = with_paths_from(overrides, Path.cwd())
     preset = args.preset
     if preset is not None and preset.endswith(".toml"):
         preset = absolute(preset)
-    images = tuple(str(Path(image).absolute()) for image in args.images)
+    images = _absolute_images(args.images)
     return JobRecord(images, absolute(args.masks), absolute(args.cameras), preset, overrides, str(out.absolute()))
