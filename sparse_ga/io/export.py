@@ -108,12 +108,14 @@ FORMATS: tuple[str, ...] = tuple(_WRITERS)
 WITH_PHOTOGRAPHS = ("3dgs", "nerfstudio")
 """The formats that hold photographs; all others are written from the reconstruction alone."""
 
+_MODEL = ("cameras", "images", "points3D", "frames", "rigs")
+
 _OWN_FILES = {
     "ply": ("points.ply", "mesh.ply"),
     "glb": ("points.glb", "mesh.glb"),
-    "colmap": ("colmap/*.bin",),
-    "colmap-text": ("colmap_text/*.txt",),
-    "3dgs": ("3dgs/images/*.png", "3dgs/masks/*.png", "3dgs/sparse/0/*.bin"),
+    "colmap": tuple(f"colmap/{name}.bin" for name in _MODEL),
+    "colmap-text": tuple(f"colmap_text/{name}.txt" for name in _MODEL),
+    "3dgs": ("3dgs/images/*.png", "3dgs/masks/*.png", *(f"3dgs/sparse/0/{name}.bin" for name in _MODEL)),
     "nerfstudio": (
         *(f"nerfstudio/{name}" for name in ("images/*.png", "masks/*.png", "depths/*.npy", "depths/*.png")),
         "nerfstudio/sparse_pc.ply",
