@@ -53,7 +53,7 @@ def make_job(
     mask_paths = find_masks(paths, masks)
     given: Sequence[GivenCamera | None] = [None] * len(paths)
     if cameras:
-        given = assign_cameras([path.name for path in paths], cameras, "cameras")
+        given = assign_cameras([str(path.absolute()) for path in paths], cameras, "cameras")
     sources = [ingest.make_source(*item) for item in zip(paths, mask_paths, given, strict=True)]
     return Job(tuple(sources), predictor, config)
 

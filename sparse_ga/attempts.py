@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sparse_ga.config import make_config
+from sparse_ga.config import AUTO, OFF, PACKAGED, make_config
 from sparse_ga.errors import InputError
 from sparse_ga.pipeline import Pipeline, RunResult
 from sparse_ga.predictors.classical import ClassicalPredictor
-from sparse_ga.predictors.loading import AUTO, OFF, PACKAGED, load_describer
+from sparse_ga.predictors.loading import load_describer
 from sparse_ga.products import Array
 from sparse_ga.progress import Reporter
 from sparse_ga.stages import calibrate, ingest, pairs

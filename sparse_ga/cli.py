@@ -110,7 +110,7 @@ def _add_cache_commands(commands: Commands) -> None:
     parser = commands.add_parser("export", help="write a finished run in other formats")
     _add_folder(parser)
     parser.add_argument("--format", nargs="+", required=True, metavar="FORMAT", help="ply, glb, colmap, 3dgs, ...")
-    parser.add_argument("--out", help="folder to write to (default: that of the run)")
+    parser.add_argument("--out", help="folder to write to (default: FOLDER; for a cache, that of its last run)")
     parser.add_argument("--set", action="append", metavar="EXPORT.FIELD=VALUE", help="change one setting")
     _finish(parser, "export:export")
 

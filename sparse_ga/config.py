@@ -21,6 +21,11 @@ if sys.version_info >= (3, 11):
 else:  # pragma: no cover
     import tomli as tomllib
 
+PREDICTORS = ("classical", "compact", "mast3r")
+AUTO, OFF, PACKAGED = "auto", "off", "packaged"
+"""What `forward.descriptors` can say instead of a file: PACKAGED is the network that comes with the package; with AUTO
+a run starts without one (`sparse_ga.attempts`)."""
+
 _STRICT = ConfigDict(extra="forbid")
 _RUNTIME = {"runtime": True}
 
@@ -39,7 +44,7 @@ class IngestConfig:
     """Both sides of a working image are multiples of this (the network's patch)."""
     mask_threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
     """A working pixel is object when at least this share of it is."""
-    object_id: int | None = None
+    object_id: Annotated[int, Field(ge=1)] | None = None
     """In integer label masks: the label of the object. Unset: every non-zero label."""
     shared_intrinsics: bool = True
     """All photographs of one size come from one camera with one zoom setting: what is given for one holds for all."""
@@ -279,8 +284,25 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in presets_dir().glob("*.toml"))
 
 
+def with_paths_from(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """`settings` in which the files that they name mean the same everywhere: relative paths start at `folder`."""
+    changes: dict[str, Any] = {}
+    predictor = settings.get("predictor")
+    if isinstance(predictor, str) and predictor not in PREDICTORS and (folder / predictor).exists():
+        changes["predictor"] = str(folder / predictor)
+    for section, name, words in (("pairs", "pairs_file", ()), ("forward", "descriptors", (AUTO, OFF, PACKAGED))):
+        values = settings.get(section)
+        value = values.get(name) if isinstance(values, dict) else None
+        if isinstance(value, str) and value not in words:
+            changes[section] = {name: str(folder / value)}
+    return _merge(settings, changes)
+
+
 def load_config(preset: str | None = None, overrides: dict[str, Any] | None = None) -> Config:
-    """A preset by name, or a TOML file by path, with nested overrides on top; raises `ConfigError`."""
+    """A preset by name, or a TOML file by path, with nested overrides on top; raises `ConfigError`.
+
+    Files that a TOML file names are looked for from its own folder.
+    """
     changes: dict[str, Any] = {}
     source = "config"
     if preset is not None:
@@ -294,6 +316,7 @@ def load_config(preset: str | None = None, overrides: dict[str, Any] | None = No
             changes = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: not valid TOML: {error}") from None
+        changes = with_paths_from(changes, path.absolute().parent)
     config = make_config(changes, source=source)
     return make_config(overrides, config, "override") if overrides else config
 

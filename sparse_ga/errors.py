@@ -9,3 +9,7 @@ class InputError(ValueError):
 
 class OutputError(RuntimeError):
     """Something that cannot be written (disk full, no permission); what is already in the cache stays intact."""
+
+
+class UnusedCameras(UserWarning):
+    """Cameras were given that fit no photograph."""

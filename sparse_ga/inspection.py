@@ -9,9 +9,8 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from sparse_ga.config import Config
+from sparse_ga.config import AUTO, OFF, Config
 from sparse_ga.errors import InputError
-from sparse_ga.predictors.loading import AUTO, OFF
 from sparse_ga.products import Array, View
 from sparse_ga.stages import ingest
 from sparse_ga.stages.ingest import Source

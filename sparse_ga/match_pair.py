@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from sparse_ga.config import Config, make_config
+from sparse_ga.config import AUTO, PACKAGED, Config, make_config
 from sparse_ga.io.cameras_file import GivenCamera
 from sparse_ga.matching import verify_matches
 from sparse_ga.matching.coarse_to_fine import Photograph, refine_matches
 from sparse_ga.predictors.base import Calibrator, FeaturePredictor, Features, PairPredictor
 from sparse_ga.predictors.classical import ClassicalPredictor
-from sparse_ga.predictors.loading import AUTO, PACKAGED, load_describer, load_predictor
+from sparse_ga.predictors.loading import load_describer, load_predictor
 from sparse_ga.products import Array, PairMatches, VerifiedMatches, View
 from sparse_ga.stages import calibrate, forward, ingest, match
 

@@ -369,14 +369,12 @@ class _Solver:
         return self.aligned
 
     def _triangulate(self, refined: Alignment, bar: Bar) -> Reconstruction:
-        return triangulate.run(
-            self.views,
-            (self.aligned, refined),
-            self.pairs,
-            self.pair_stages.load_matches,
-            self.pipeline.job.load_source,
-            self.config,
+        job = self.pipeline.job
+        found = triangulate.run(
+            self.views, (self.aligned, refined), self.pairs, self.pair_stages.load_matches, job.load_source, self.config
         )
+        pictures = (ingest.picture_digest(source, self.config.ingest.object_id) for source in job.sources)
+        return replace(found, photographs=tuple(pictures))
 
     def _to_compute(self) -> set[str]:
         """Which of the last three stages have to be computed."""

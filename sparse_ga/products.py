@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -330,19 +331,20 @@ class MaskStack:
 
     def __post_init__(self) -> None:
         check(self.shapes, "MaskStack.shapes", (None, 2), "i")
-        check(self.bits, "MaskStack.bits", (int(self._bytes().sum()),), "u")
+        check(self.bits, "MaskStack.bits", (int(self._starts[-1]),), "u")
 
-    def _bytes(self) -> Array:
-        return (self.shapes.prod(1) + 7) // 8
+    @cached_property
+    def _starts(self) -> Array:
+        """Byte of `bits` at which each mask begins, (N + 1,), the last one where they end."""
+        return np.concatenate([[0], np.cumsum((self.shapes.prod(1) + 7) // 8)]).astype(int)
 
     def __len__(self) -> int:
         return len(self.shapes)
 
     def mask(self, n: int) -> Array:
         """Mask of view n, (H, W) bool."""
-        start = int(self._bytes()[:n].sum())
         height, width = (int(side) for side in self.shapes[n])
-        packed = self.bits[start : start + int(self._bytes()[n])]
+        packed = self.bits[self._starts[n] : self._starts[n + 1]]
         return np.unpackbits(packed, count=height * width).reshape(height, width).astype(bool)
 
     @staticmethod
@@ -370,11 +372,15 @@ class DepthMaps:
     def __len__(self) -> int:
         return len(self.valid)
 
+    @cached_property
+    def _starts(self) -> Array:
+        """Row of `depth` at which each view begins, (N + 1,), the last one where they end."""
+        return np.concatenate([[0], np.cumsum([self.valid.mask(n).sum() for n in range(len(self))])]).astype(int)
+
     def view(self, n: int) -> tuple[Array, Array]:
         """Depth and confidence of view n, (H, W) float32 each; 0 where there is none."""
         mask = self.valid.mask(n)
-        start = sum(int(self.valid.mask(m).sum()) for m in range(n))
-        rows = slice(start, start + int(mask.sum()))
+        rows = slice(self._starts[n], self._starts[n + 1])
         depth, confidence = np.zeros(mask.shape, np.float32), np.zeros(mask.shape, np.float32)
         depth[mask], confidence[mask] = self.depth[rows], self.confidence[rows]
         return depth, confidence
@@ -457,6 +463,7 @@ class Reconstruction:
     masks: MaskStack
     mesh: Mesh = field(default_factory=Mesh.empty)
     report: ReconstructionReport = field(default_factory=ReconstructionReport)
+    photographs: tuple[str, ...] = ()  # (N,) digest of each view's photograph and mask, empty where nobody noted them
 
     def __post_init__(self) -> None:
         n, p, t = len(self.names), len(self.points), len(self.track_points)
@@ -476,6 +483,8 @@ class Reconstruction:
             check_finite(getattr(self, name), f"Reconstruction.{name}")
         if len(self.reasons) != n or len(self.depthmaps) != n or len(self.masks) != n:
             raise InvalidProduct("Reconstruction: reasons, depthmaps and masks have one entry a view")
+        if len(self.photographs) not in (0, n):
+            raise InvalidProduct("Reconstruction.photographs: expected one digest a view, or none at all")
 
     @property
     def cam_from_world(self) -> Array:
@@ -492,18 +501,20 @@ class Reconstruction:
         return self.working_from_source @ self.intrinsics
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``reconstruction.safetensors`` into `folder` (made if missing); same content, same bytes."""
+        """Write ``reconstruction.safetensors`` into `folder` (made if missing); same content, same bytes.
+
+        Raises `OutputError` when that is impossible; an earlier file is then as it was.
+        """
         from safetensors.numpy import save as encode
+
+        from sparse_ga.store import write_atomically
 
         arrays: dict[str, Array] = {}
         text = _flatten(self, "", arrays)
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / _FILE
-        partial = path.with_suffix(".partial")
+        path = Path(folder) / _FILE
         # one metadata entry: safetensors writes several in an order that changes from run to run
-        partial.write_bytes(encode(arrays, {"reconstruction": json.dumps(text, sort_keys=True)}))
-        return partial.replace(path)
+        write_atomically(path, encode(arrays, {"reconstruction": json.dumps(text, sort_keys=True)}))
+        return path
 
     @staticmethod
     def load(folder: str | Path) -> Reconstruction:
@@ -556,7 +567,7 @@ def _unflatten(kind: type, text: dict[str, Any], prefix: str, arrays: dict[str, 
             values[item.name] = arrays[key]
         elif item.name in _NESTED:
             values[item.name] = _unflatten(_NESTED[item.name], text[item.name], f"{key}.", arrays)
-        else:
+        elif item.name in text or item.default is dataclasses.MISSING:  # else written before there was such a field
             value = text[item.name]
             values[item.name] = tuple(value) if isinstance(value, list) else value
     return kind(**values)

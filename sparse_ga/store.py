@@ -16,7 +16,7 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ from sparse_ga import codec
 from sparse_ga.errors import OutputError
 
 _SUFFIX = ".safetensors"
+TEMPORARY = ".*.tmp"  # pattern of the files that `write_atomically` has not finished
 _TEMPORARY = re.compile(r"^\.(?P<host>[^~]*)~(?P<pid>\d+)~[0-9a-f]+\.tmp$")
 _FOREIGN_TEMPORARY_S = 24 * 3600.0
 
@@ -177,9 +178,8 @@ class Store:
         return False
 
     def _sweep(self) -> None:
-        for path in self.root.glob("*/.*.tmp"):
-            if _is_abandoned(path):
-                path.unlink(missing_ok=True)
+        for pattern in (TEMPORARY, f"*/{TEMPORARY}"):
+            sweep(self.root.glob(pattern))
 
 
 def stat_of(path: Path) -> os.stat_result | None:
@@ -188,6 +188,13 @@ def stat_of(path: Path) -> os.stat_result | None:
         return path.stat()
     except FileNotFoundError:
         return None
+
+
+def sweep(temporaries: Iterable[Path]) -> None:
+    """Remove those of the temporary files whose writers were killed."""
+    for path in temporaries:
+        if _is_abandoned(path):
+            path.unlink(missing_ok=True)
 
 
 def _is_abandoned(path: Path) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
+from typing import Any
 
-from sparse_ga.commands.jobs import JobRecord, cache_of, load_record, merge, parse_settings
-from sparse_ga.config import load_config
+from sparse_ga.commands.jobs import cache_of, find_run, merge, parse_settings
+from sparse_ga.commands.photographs import find_photographs
+from sparse_ga.config import ExportConfig, load_config
 from sparse_ga.errors import InputError, OutputError
-from sparse_ga.io.export import FORMATS
+from sparse_ga.io.export import FORMATS, WITH_PHOTOGRAPHS, LoadSource
 from sparse_ga.io.export import export as write
 from sparse_ga.products import InvalidProduct, Reconstruction
 from sparse_ga.progress import Reporter
@@ -22,16 +23,15 @@ def export(args: argparse.Namespace, reporter: Reporter) -> int:
     unknown = [name for name in args.format if name not in FORMATS]
     if unknown:
         raise InputError(f"unknown export format {unknown[0]!r}; choose from {', '.join(FORMATS)}")
-    folder = Path(args.folder)
-    reconstruction, record = find_reconstruction(folder)
-    out = Path(args.out) if args.out else Path(record.out) if record is not None else folder
-    settings = parse_settings(args.set or [])
-    job = (
-        None if record is None else dataclasses.replace(record, overrides=merge(record.overrides, settings)).job(False)
-    )
-    load_source, config = (None, load_config(None, settings)) if job is None else (job.load_source, job.config)
+    folder, settings = Path(args.folder), parse_settings(args.set or [])
+    reconstruction, home = find_reconstruction(folder)
+    out = Path(args.out) if args.out else home
+    load_source, config = None, load_config(None, settings).export
+    pictured = [name for name in args.format if name in WITH_PHOTOGRAPHS]
+    if pictured:
+        load_source, config = _photographs(folder, reconstruction, settings, pictured[0])
     try:
-        files = write(reconstruction, out, args.format, load_source, config.export)
+        files = write(reconstruction, out, args.format, load_source, config)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error.strerror}); choose another folder with --out") from None
     reporter.event("summary", files=[str(path) for path in files])
@@ -40,22 +40,34 @@ def export(args: argparse.Namespace, reporter: Reporter) -> int:
     return 0
 
 
-def find_reconstruction(folder: Path) -> tuple[Reconstruction, JobRecord | None]:
-    """The reconstruction in an output or cache folder, and the run it came from; raises `InputError`."""
+def _photographs(
+    folder: Path, reconstruction: Reconstruction, settings: dict[str, Any], name: str
+) -> tuple[LoadSource, ExportConfig]:
+    """The photographs for format `name`, and how the run in `folder`, with `settings` on top, wants them."""
+    try:
+        record = find_run(folder)[1]
+        load_source = find_photographs(record, reconstruction)
+    except InputError as error:
+        raise InputError(f"export format {name!r} needs the photographs: {error}") from None
+    return load_source, load_config(record.preset, merge(record.overrides, settings)).export
+
+
+def find_reconstruction(folder: Path) -> tuple[Reconstruction, Path]:
+    """The reconstruction in an output or cache folder, and the output folder; raises `InputError`."""
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder; give the --out or --cache folder of an earlier run")
-    try:
-        cache = cache_of(folder)
-    except InputError:
-        return _load(folder), None
-    record = load_record(cache)
     if (folder / "reconstruction.safetensors").is_file():
-        return _load(folder), record
+        return _load(folder), folder
+    try:
+        cache_of(folder)
+    except InputError:
+        return _load(folder), folder
+    cache, record = find_run(folder)
     keys = job_keys(record.job(load=False), Store(cache)).by_stage["triangulate"]
     found = None if keys is None else Store(cache).get(keys[0])
     if found is None:
         raise InputError(f"{folder}: this run is not finished; `sparse-ga run` with the same arguments finishes it")
-    return found, record
+    return found, Path(record.out)
 
 
 def _load(folder: Path) -> Reconstruction:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sparse_ga.commands.jobs import cache_of, load_record
+from sparse_ga.commands.jobs import find_run
 from sparse_ga.progress import Reporter
 from sparse_ga.stages.job import Job
 from sparse_ga.status import StageStatus, dropped_pairs, job_keys, removable, undecided_stages
@@ -36,8 +36,8 @@ def _row(item: StageStatus) -> str:
 
 def status(args: argparse.Namespace, reporter: Reporter) -> int:
     """A table of stages, and which pairs were dropped and why."""
-    cache = cache_of(Path(args.folder))
-    job, store = load_record(cache).job(load=False), Store(cache)
+    cache, record = find_run(Path(args.folder))
+    job, store = record.job(load=False), Store(cache)
     items = stage_statuses(job, store)
     dropped = dropped_pairs(job, store)
     for item in items:
@@ -72,8 +72,8 @@ def status(args: argparse.Namespace, reporter: Reporter) -> int:
 
 def clean(args: argparse.Namespace, reporter: Reporter) -> int:
     """Remove what later stages no longer need."""
-    cache = cache_of(Path(args.folder))
-    job, store = load_record(cache).job(load=False), Store(cache)
+    cache, record = find_run(Path(args.folder))
+    job, store = record.job(load=False), Store(cache)
     if args.stale:
         _warn_of_undecided(job, store, reporter)
     files = removable(job, store, args.keep or [], args.stale)

@@ -1,23 +1,32 @@
-"""What a run was asked for, kept in its cache, so that status, stage, clean and export need only the folder."""
+"""What a run was asked for, kept with its results, so that status, stage, clean and export need only the folder.
+
+The record belongs to the output folder: it lies in OUT/cache, or in OUT itself, beside the name of the cache, where
+this is elsewhere. A cache that several runs share also holds the record of the last of them.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import glob
 import json
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sparse_ga.api import make_job
-from sparse_ga.config import Config, ConfigError, load_config
-from sparse_ga.errors import InputError
+from sparse_ga.config import Config, ConfigError, load_config, with_paths_from
+from sparse_ga.errors import InputError, OutputError
 from sparse_ga.io.cameras_file import read_cameras
-from sparse_ga.predictors.loading import AUTO, NAMES, OFF, PACKAGED, PredictorRecord, load_predictor
+from sparse_ga.io.images import ImagesArgument
+from sparse_ga.predictors.loading import PredictorRecord, load_predictor
 from sparse_ga.stages.job import Job
-from sparse_ga.store import write_atomically
+from sparse_ga.store import TEMPORARY, sweep, write_atomically
 
 RECORD = "job.json"
+POINTER = "cache.txt"
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,11 @@ class JobRecord:
         """The preset with the overrides on top; raises `ConfigError`."""
         return load_config(self.preset, self.overrides)
 
+    @property
+    def images_argument(self) -> ImagesArgument:
+        """What `find_images` is asked for."""
+        return self.images[0] if len(self.images) == 1 else list(self.images)
+
     def decided(self, job: Job) -> JobRecord:
         """The record of `job`, an attempt at this one: with its predictor, and its descriptor network."""
         overrides, descriptors = self.overrides, job.config.forward.descriptors
@@ -46,30 +60,67 @@ class JobRecord:
         return dataclasses.replace(self, overrides=overrides, predictor=PredictorRecord.of(job.predictor))
 
     def save(self, cache: Path) -> None:
-        """Write the record into a cache folder."""
-        text = json.dumps(dataclasses.asdict(self), indent=1)
-        write_atomically(cache / RECORD, text.encode())
+        """Write the record of a run with this cache; raises `OutputError`."""
+        out, text = Path(self.out), json.dumps(dataclasses.asdict(self), indent=1).encode()
+        if _is_cache_of(cache, out):
+            _forget_cache_elsewhere(out)
+        else:
+            make_folder(out)
+            write_atomically(out / POINTER, f"{cache.absolute()}\n".encode())
+            write_atomically(out / RECORD, text)
+        if not _belongs_to_another(cache, out):
+            write_atomically(cache / RECORD, text)
 
     def job(self, load: bool = True) -> Job:
         """Find and hash the inputs, and load the predictor, or a stand-in for it; raises `InputError`."""
         config = self.config
         cameras = None if self.cameras is None else read_cameras(Path(self.cameras))
-        images: Any = self.images[0] if len(self.images) == 1 else list(self.images)
         if load or self.predictor is None:
             predictor = load_predictor(config.predictor, config.forward)
         else:
             predictor = self.predictor.predictor()
-        return make_job(images, self.masks, predictor, config, cameras)
+        return make_job(self.images_argument, self.masks, predictor, config, cameras)
+
+
+def _is_cache_of(cache: Path, out: Path) -> bool:
+    """Whether a cache is that of an output folder without ``--cache``."""
+    return cache.resolve() == (out / "cache").resolve()
+
+
+def _belongs_to_another(cache: Path, out: Path) -> bool:
+    """Whether a cache lies in the output folder of another run, whose record it keeps."""
+    if _is_cache_of(cache, out):
+        return False
+    try:
+        return _is_cache_of(cache, Path(load_record(cache).out))
+    except InputError:
+        return False
+
+
+def _forget_cache_elsewhere(out: Path) -> None:
+    """Remove what an earlier run of an output folder, with ``--cache``, has left there."""
+    if (out / POINTER).is_file():
+        (out / RECORD).unlink(missing_ok=True)
+        (out / POINTER).unlink()
+
+
+def make_folder(out: Path) -> None:
+    """Make an output folder, and remove from one that is there what killed writers left; raises `OutputError`."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        sweep(out.glob(TEMPORARY))
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({error.strerror}); choose another folder with --out") from None
 
 
 def cache_of(folder: Path) -> Path:
     """The cache folder that `folder` (an output folder or a cache) means; raises `InputError` when it is neither."""
+    pointer = folder / POINTER
+    if pointer.is_file():
+        return Path(pointer.read_text(encoding="utf-8").strip())
     for candidate in (folder, folder / "cache"):
         if (candidate / RECORD).is_file():
             return candidate
-    pointer = folder / "cache.txt"
-    if pointer.is_file():
-        return Path(pointer.read_text(encoding="utf-8").strip())
     objects = sorted(path.parent.name for path in folder.glob("object_*/cache"))
     if objects:
         raise InputError(
@@ -78,8 +129,24 @@ def cache_of(folder: Path) -> Path:
     raise InputError(f"{folder}: no run has been here; give the --out or --cache folder of an earlier `sparse-ga run`")
 
 
+def find_run(folder: Path) -> tuple[Path, JobRecord]:
+    """Cache and record of the run whose output folder or cache `folder` is; raises `InputError`.
+
+    An output folder may have been moved since.
+    """
+    cache = cache_of(folder)
+    if cache == folder:
+        return cache, load_record(cache)
+    elsewhere = (folder / POINTER).is_file()
+    own = not elsewhere or (folder / RECORD).is_file()  # earlier versions left the record to the cache
+    record = load_record(folder if elsewhere and own else cache)
+    if not own and Path(record.out).resolve() != folder.resolve():
+        raise InputError(f"{folder}: its cache has since served the run in {record.out}; run the same command again")
+    return cache, dataclasses.replace(record, out=str(folder.absolute()))
+
+
 def load_record(cache: Path) -> JobRecord:
-    """The record in a cache folder; raises `InputError` when it cannot be read."""
+    """The record in a folder; raises `InputError` when it cannot be read."""
     path = cache / RECORD
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -89,10 +156,10 @@ def load_record(cache: Path) -> JobRecord:
         raise InputError(f"{path}: cannot be read ({error}); start again with `sparse-ga run`") from None
 
 
-def earlier_seconds(cache: Path) -> dict[str, float]:
-    """How long the stages took in earlier runs with this cache, as far as its record tells."""
+def earlier_seconds(out: Path, cache: Path) -> dict[str, float]:
+    """How long the stages took in earlier runs with this output folder, as far as its record tells."""
     try:
-        return load_record(cache).seconds
+        return load_record(cache if _is_cache_of(cache, out) else out).seconds
     except InputError:
         return {}
 
@@ -137,17 +204,11 @@ def absolute(path: str | None) -> str | None:
     return None if path is None else str(Path(path).absolute())
 
 
-def _make_paths_absolute(overrides: dict[str, Any]) -> None:
-    """Settings that name files must mean the same from another working folder."""
-    predictor = overrides.get("predictor")
-    if isinstance(predictor, str) and predictor not in NAMES and Path(predictor).exists():
-        overrides["predictor"] = absolute(predictor)
-    pairs, forward = overrides.get("pairs"), overrides.get("forward")
-    if isinstance(pairs, dict) and isinstance(pairs.get("pairs_file"), str):
-        pairs["pairs_file"] = absolute(pairs["pairs_file"])
-    descriptors = forward.get("descriptors") if isinstance(forward, dict) else None
-    if isinstance(descriptors, str) and descriptors not in (AUTO, OFF, PACKAGED):
-        overrides["forward"]["descriptors"] = absolute(descriptors)
+def _absolute_images(images: Sequence[str]) -> tuple[str, ...]:
+    """Photographs that mean the same from another working folder; in a pattern the folder's own name is no pattern."""
+    if len(images) == 1 and not Path(images[0]).exists():
+        return (os.path.join(glob.escape(os.getcwd()), images[0]),)
+    return tuple(str(Path(image).absolute()) for image in images)
 
 
 def record_from(args: argparse.Namespace, out: Path, label: int | None = None) -> JobRecord:
@@ -157,9 +218,9 @@ def record_from(args: argparse.Namespace, out: Path, label: int | None = None) -
         overrides.setdefault("ingest", {})["object_id"] = label
     if args.predictor is not None:
         overrides["predictor"] = args.predictor
-    _make_paths_absolute(overrides)
+    overrides = with_paths_from(overrides, Path.cwd())
     preset = args.preset
     if preset is not None and preset.endswith(".toml"):
         preset = absolute(preset)
-    images = tuple(str(Path(image).absolute()) for image in args.images)
+    images = _absolute_images(args.images)
     return JobRecord(images, absolute(args.masks), absolute(args.cameras), preset, overrides, str(out.absolute()))

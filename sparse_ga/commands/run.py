@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,15 @@ import numpy as np
 
 from sparse_ga.api import unregistered
 from sparse_ga.attempts import Attempts
-from sparse_ga.commands.jobs import JobRecord, cache_of, earlier_seconds, load_record, record_from
+from sparse_ga.commands.jobs import JobRecord, earlier_seconds, find_run, make_folder, record_from
 from sparse_ga.errors import InputError, OutputError
 from sparse_ga.objects import find_objects, object_folder
 from sparse_ga.pipeline import RunResult
+from sparse_ga.predictors.loading import PredictorNotLoaded
 from sparse_ga.products import Reconstruction
 from sparse_ga.progress import Reporter
-from sparse_ga.stages.job import STAGE_NAMES, Job
-from sparse_ga.store import Store, write_atomically
+from sparse_ga.stages.job import STAGE_NAMES, Job, stage_position
+from sparse_ga.store import Store
 
 DEFAULT_FORMATS = ("ply", "glb", "colmap")
 NOTHING_REGISTERED = 3
@@ -53,6 +55,8 @@ def parse_object(text: str | None) -> int | str | tuple[int, ...] | None:
         labels = tuple(int(part) for part in text.split(","))
     except ValueError:
         raise InputError(f"--object {text}: give a label such as 3, several such as 1,3, or all") from None
+    if min(labels) < 1:
+        raise InputError(f"--object {text}: labels of objects start at 1, 0 is the background")
     return labels[0] if len(labels) == 1 else labels
 
 
@@ -111,8 +115,12 @@ def _nothing(out: Path) -> int:
 
 def stage(args: argparse.Namespace, reporter: Reporter) -> int:
     """Compute one stage of an earlier run again, with its inputs from the cache."""
-    cache = cache_of(Path(args.folder))
-    return _execute(load_record(cache), cache, Span(args.name, args.name), reporter)
+    cache, record = find_run(Path(args.folder))
+    span = Span(args.name, args.name)
+    if stage_position(args.name) > stage_position("forward"):
+        with suppress(PredictorNotLoaded):  # the cache lacks a prediction
+            return _execute(record, cache, span, reporter, load=False)
+    return _execute(record, cache, span, reporter)
 
 
 @dataclass(frozen=True)
@@ -124,8 +132,8 @@ class Span:
     formats: tuple[str, ...] = ()
 
 
-def _execute(record: JobRecord, cache: Path, span: Span, reporter: Reporter) -> int:
-    reconstruction, files = _make(record, cache, span, reporter)
+def _execute(record: JobRecord, cache: Path, span: Span, reporter: Reporter, load: bool = True) -> int:
+    reconstruction, files = _make(record, cache, span, reporter, load)
     if reconstruction is None:
         reporter.event("summary", until=span.last, cache=str(cache))
         if reporter.mode != "json":
@@ -137,11 +145,16 @@ def _execute(record: JobRecord, cache: Path, span: Span, reporter: Reporter) -> 
     return 0 if reconstruction.registered.any() else _nothing(Path(record.out))
 
 
-def _make(record: JobRecord, cache: Path, span: Span, reporter: Reporter) -> tuple[Reconstruction | None, list[Path]]:
-    """Run the stages, and write the outputs if the last one is among them: the result and the files."""
+def _make(
+    record: JobRecord, cache: Path, span: Span, reporter: Reporter, load: bool = True
+) -> tuple[Reconstruction | None, list[Path]]:
+    """Run the stages, and write the outputs if the last one is among them: the result and the files.
+
+    Unless the predictor is to `load`, raises `PredictorNotLoaded` where it turns out to be needed.
+    """
     _check_formats(span.formats)
-    job = record.job()
-    record = dataclasses.replace(record, seconds=earlier_seconds(cache))
+    job = record.job(load)
+    record = dataclasses.replace(record, seconds=earlier_seconds(Path(record.out), cache))
     attempts = Attempts(Store(cache), reporter, lambda chosen: record.decided(chosen).save(cache))
     attempt = attempts.run(job, span.first, span.last)
     spent = {name: round(seconds, 3) for name, seconds in attempts.seconds.items()}
@@ -171,14 +184,17 @@ def write_outputs(
 
     Without a `job` there are no photographs for the formats that hold them, and no report.
     """
-    from sparse_ga.io.export import export
+    from sparse_ga.io.export import export, remove_exports
 
+    make_folder(out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
         files = [reconstruction.save(out)]
-        if reconstruction.registered.any():
-            options = (None, None) if job is None else (job.load_source, job.config.export)
-            files += export(reconstruction, out, formats or DEFAULT_FORMATS, *options)
+        formats = formats or DEFAULT_FORMATS
+        if not reconstruction.registered.any():
+            remove_exports(out)  # what an earlier run has left is not of this one, which has nothing to show
+            formats = ()
+        options = (None, None) if job is None else (job.load_source, job.config.export)
+        files += export(reconstruction, out, formats, *options)
         if job is not None:
             files.append(_write_report(reconstruction, out, cache, job))
     except OSError as error:
@@ -186,8 +202,6 @@ def write_outputs(
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             remedy_text = "choose another folder with --out"
         raise OutputError(f"{out}: cannot be written ({error.strerror}); {remedy_text}") from None
-    if cache.absolute() != (out / "cache").absolute():
-        write_atomically(out / "cache.txt", f"{cache.absolute()}\n".encode())
     return files
 
 
@@ -197,7 +211,7 @@ def _write_report(reconstruction: Reconstruction, out: Path, cache: Path, job: J
     from sparse_ga.report.page import write_report
 
     advice = [remedy(reason) if reason else "" for reason in reconstruction.reasons]
-    details = collect_details(job, Store(cache), reconstruction, advice, earlier_seconds(cache))
+    details = collect_details(job, Store(cache), reconstruction, advice, earlier_seconds(out, cache))
     return write_report(reconstruction, out / "report.html", details)
 
 

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from sparse_ga.errors import InputError
+from sparse_ga.errors import InputError, UnusedCameras
 from sparse_ga.io.resample import compare_sizes
 from sparse_ga.products import Array, exact_pose, is_rigid
 
-_UNDISTORTED = {"SIMPLE_PINHOLE": 3, "PINHOLE": 4}
+_PINHOLE_PARAMETERS = {
+    "SIMPLE_PINHOLE": 3,
+    "PINHOLE": 4,
+    "SIMPLE_RADIAL": 3,
+    "RADIAL": 3,
+    "OPENCV": 4,
+    "FULL_OPENCV": 4,
+}
+"""COLMAP's models that are a pinhole where all that follows this many parameters is zero; a fisheye is none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,9 +114,8 @@ def _read_json(path: Path) -> dict[str, GivenCamera]:
 def _colmap_intrinsics(camera: Any, where: str) -> Array:
     """Intrinsics (3, 3) with integer pixel centres; COLMAP counts from the image's corner, half a pixel further."""
     model = str(camera.model.name)
-    pinhole = _UNDISTORTED.get(model)
-    extra = np.asarray(camera.params)[3 if model.startswith(("SIMPLE", "RADIAL")) else 4 :]
-    if pinhole is None and (not model.startswith(("SIMPLE_RADIAL", "RADIAL", "OPENCV")) or np.abs(extra).max() > 0):
+    pinhole = _PINHOLE_PARAMETERS.get(model)
+    if pinhole is None or np.asarray(camera.params)[pinhole:].any():
         raise InputError(f"{where}: {model} cameras with distortion; run `colmap image_undistorter` and use its output")
     matrix = np.asarray(camera.calibration_matrix(), float)
     matrix[:2, 2] -= 0.5
@@ -121,12 +131,14 @@ def _read_colmap(folder: Path) -> dict[str, GivenCamera]:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{folder}: not a COLMAP model ({first})") from None
     cameras = {}
+    names = Counter(PurePosixPath(image.name).name for image in model.images.values())
     for image in model.images.values():
         camera = model.cameras[image.camera_id]
         world_from_cam = np.eye(4)
         world_from_cam[:3] = image.cam_from_world().inverse().matrix()
         where = f"{folder}: {image.name}"
-        cameras[Path(image.name).name] = GivenCamera(
+        name = PurePosixPath(image.name).name
+        cameras[name if names[name] == 1 else image.name] = GivenCamera(
             _colmap_intrinsics(camera, where), world_from_cam, (int(camera.width), int(camera.height))
         )
     return cameras
@@ -141,6 +153,8 @@ def _model_folder(folder: Path) -> Path | None:
 
 def read_cameras(path: Path) -> dict[str, GivenCamera]:
     """Cameras by image name, from a JSON file or from a folder with a COLMAP model (text or binary).
+
+    The name is that of the file; where files in several folders of a COLMAP model have one name, it is the path there.
 
     JSON: ``{"name": {"K": 3x3, "cam2w": 4x4, "size": [W, H]}}``, each field optional, in source pixels whose integer
     coordinates are pixel centres. Raises `InputError`.
@@ -160,11 +174,43 @@ def read_cameras(path: Path) -> dict[str, GivenCamera]:
 def assign_cameras(names: Sequence[str], cameras: Mapping[str, GivenCamera], where: str) -> list[GivenCamera | None]:
     """The camera of each image, found by file name or by stem; None where there is none.
 
-    Raises `InputError` when not a single name fits.
+    Both may be paths: where several cameras have the name of an image, the one in the same folders is taken. Raises
+    `InputError` when two fit as well, or when not a single name fits; warns of cameras that fit no image.
     """
-    by_stem = {Path(name).stem: camera for name, camera in cameras.items()}
-    found = [cameras.get(name) or by_stem.get(Path(name).stem) for name in names]
-    if cameras and not any(found):
-        example = next(iter(cameras))
-        raise InputError(f"{where}: no camera fits an image name (cameras: {example!r}, images: {names[0]!r})")
-    return found
+    by_stem: dict[str, list[str]] = {}
+    for name in cameras:
+        by_stem.setdefault(_path(name).stem, []).append(name)
+    found = [_best_fit(name, by_stem.get(_path(name).stem, []), where) for name in names]
+    used = set(found)
+    left = [name for name in cameras if name not in used]
+    if left and len(left) == len(cameras):
+        raise InputError(f"{where}: no camera fits an image name (cameras: {left[0]!r}, images: {names[0]!r})")
+    if left:
+        text = f"{len(left)} of {len(cameras)} cameras fit no image and are not used, among them {left[0]!r}"
+        with_camera = sum(name is not None for name in found)
+        warnings.warn(f"{where}: {text}; {with_camera} of {len(names)} images have one", UnusedCameras, stacklevel=2)
+    return [None if name is None else cameras[name] for name in found]
+
+
+def _path(name: str) -> PurePosixPath:
+    """The path that an image or a camera is named by, on whatever system it was written."""
+    return PurePosixPath(name.replace("\\", "/"))
+
+
+def _best_fit(image: str, candidates: Sequence[str], where: str) -> str | None:
+    """That of the `candidates`, cameras of the stem of `image`, whose path fits best; raises `InputError` for a tie."""
+    exact = [name for name in candidates if _path(name).name == _path(image).name]
+    depths = {name: _common_folders(image, name) for name in exact or candidates}
+    best = sorted(name for name, depth in depths.items() if depth == max(depths.values()))
+    if len(best) > 1:
+        raise InputError(
+            f"{where}: the cameras of {best[0]!r} and {best[1]!r} fit {image} equally well; give the photographs in "
+            "the folders that the cameras name, or files of different names"
+        )
+    return best[0] if best else None
+
+
+def _common_folders(one: str, other: str) -> int:
+    """How many folders above the file two paths have in common."""
+    pairs = zip(reversed(_path(one).parent.parts), reversed(_path(other).parent.parts))
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -1,4 +1,4 @@
-"""Encoders the exports share: PNG, NPZ and JSON; the same content gives the same bytes."""
+"""Encoders the exports share: PNG, NPY, NPZ and JSON; the same content gives the same bytes."""
 
 from __future__ import annotations
 
@@ -25,16 +25,21 @@ def encode_png(image: Array) -> bytes:
     return data.tobytes()
 
 
+def encode_npy(array: Array) -> bytes:
+    """NPY of one array."""
+    data = io.BytesIO()
+    np.save(data, np.ascontiguousarray(array), allow_pickle=False)
+    return data.getvalue()
+
+
 def encode_npz(arrays: dict[str, Array]) -> bytes:
     """Compressed NPZ with entries in the order given and a fixed date."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=4) as archive:
         for name, array in arrays.items():
-            data = io.BytesIO()
-            np.save(data, np.ascontiguousarray(array), allow_pickle=False)
             entry = zipfile.ZipInfo(f"{name}.npy", _EPOCH)
             entry.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(entry, data.getvalue(), compresslevel=4)
+            archive.writestr(entry, encode_npy(array), compresslevel=4)
     return buffer.getvalue()
 
 

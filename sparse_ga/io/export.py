@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-
-import numpy as np
 
 from sparse_ga.config import ExportConfig
 from sparse_ga.errors import InputError
@@ -76,11 +74,14 @@ def _nerfstudio(job: _Job) -> list[Path]:
 
 def _depth(job: _Job) -> list[Path]:
     r = job.reconstruction
-    views = [int(n) for n in np.nonzero(r.registered)[0]]
     unit = depth_png_unit(r)
     written = []
-    for n in views:
-        stem = str(PurePosixPath(r.names[n]).with_suffix(""))
+    for n, name in enumerate(r.names):
+        stem = str(PurePosixPath(name).with_suffix(""))
+        if not r.registered[n]:
+            for suffix in (".png", ".npz"):  # of an earlier reconstruction, in which it was
+                (job.out_dir / f"depth/{stem}{suffix}").unlink(missing_ok=True)
+            continue
         png = depthmaps.encode_depth_png(depthmaps.source_depth(r, n), unit)
         written.append(job.write(f"depth/{stem}.png", png))
         written.append(job.write(f"depth/{stem}.npz", depthmaps.encode_depth_npz(r, n)))
@@ -104,6 +105,35 @@ _WRITERS: dict[str, Callable[[_Job], list[Path]]] = {
 
 FORMATS: tuple[str, ...] = tuple(_WRITERS)
 
+WITH_PHOTOGRAPHS = ("3dgs", "nerfstudio")
+"""The formats that hold photographs; all others are written from the reconstruction alone."""
+
+_MODEL = ("cameras", "images", "points3D", "frames", "rigs")
+
+_OWN_FILES = {
+    "ply": ("points.ply", "mesh.ply"),
+    "glb": ("points.glb", "mesh.glb"),
+    "colmap": tuple(f"colmap/{name}.bin" for name in _MODEL),
+    "colmap-text": tuple(f"colmap_text/{name}.txt" for name in _MODEL),
+    "3dgs": ("3dgs/images/*.png", "3dgs/masks/*.png", *(f"3dgs/sparse/0/{name}.bin" for name in _MODEL)),
+    "nerfstudio": (
+        *(f"nerfstudio/{name}" for name in ("images/*.png", "masks/*.png", "depths/*.npy", "depths/*.png")),
+        "nerfstudio/sparse_pc.ply",
+        "nerfstudio/transforms.json",
+    ),
+    "depth": (),  # a folder called depth may hold the user's own
+    "npz": ("reconstruction.npz",),
+}
+"""Patterns of what each writer may have written for an earlier reconstruction."""
+
+
+def remove_exports(out_dir: Path, formats: Sequence[str] = FORMATS, kept: Collection[Path] = ()) -> None:
+    """Remove what earlier exports left in `out_dir`, except `kept`: it would pass for part of the newest result."""
+    for name in formats:
+        for pattern in _OWN_FILES[name]:
+            for path in sorted(set(out_dir.glob(pattern)) - set(kept)):
+                path.unlink(missing_ok=True)
+
 
 def depth_png_unit(reconstruction: Reconstruction) -> float:
     """World units of one level of the depth PNGs: the largest depth of all views takes the last level."""
@@ -121,14 +151,16 @@ def export(
     """Write `reconstruction` into `out_dir` in every one of `formats` (see `FORMATS`); returns the files written.
 
     `load_source` gives the photographs, for formats that hold pictures. A sidecar ``scene.json`` tells units, frame
-    and conventions. Unregistered views leave no trace but their reason there. The same reconstruction and options give
-    the same bytes. Raises `InputError` for an unknown format, or when photographs are needed and not given.
+    and conventions. Unregistered views leave no trace but their reason there, and files of these formats that an
+    earlier reconstruction left go. The same reconstruction and options give the same bytes. Raises `InputError` for an
+    unknown format, or when photographs are needed and not given.
     """
     job = _Job(reconstruction, Path(out_dir), load_source, config or ExportConfig())
     unknown = [name for name in formats if name not in _WRITERS]
     if unknown:
         raise InputError(f"unknown export format {unknown[0]!r}; choose from {', '.join(FORMATS)}")
     written = [path for name in dict.fromkeys(formats) for path in _WRITERS[name](job)]
+    remove_exports(job.out_dir, formats, written)
     unit = depth_png_unit(reconstruction) if "depth" in formats else None
     written.append(job.write(sidecar.SIDECAR, sidecar.encode_sidecar(reconstruction, unit)))
     return written

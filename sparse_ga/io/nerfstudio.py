@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from sparse_ga.io import ply
-from sparse_ga.io.depthmaps import encode_depth_png, source_depth
-from sparse_ga.io.encode import encode_json
+from sparse_ga.io.depthmaps import source_depth
+from sparse_ga.io.encode import encode_json, encode_npy
 from sparse_ga.io.gaussian import ImageOptions, LoadSource, centered_reconstruction, png_name, write_images
 from sparse_ga.products import Reconstruction
 
 _OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
-_DEPTH_UNIT = 1e-3  # nerfstudio's depth_unit_scale_factor
+DEPTH_UNIT = 1e-3  # nerfstudio's depth_unit_scale_factor: what it multiplies a depth file's values with
 _CLOUD = "sparse_pc.ply"
+
+
+def depth_name(name: str) -> str:
+    """Name of the depth file of a picture."""
+    return str(PurePosixPath(name).with_suffix(".npy"))
 
 
 def transforms(reconstruction: Reconstruction) -> dict[str, Any]:
@@ -34,7 +39,7 @@ def transforms(reconstruction: Reconstruction) -> dict[str, Any]:
             {
                 "file_path": f"images/{name}",
                 "mask_path": f"masks/{name}",
-                "depth_file_path": f"depths/{name}",
+                "depth_file_path": f"depths/{depth_name(name)}",
                 "fl_x": float(k[0, 0]),
                 "fl_y": float(k[1, 1]),
                 "cx": float(k[0, 2] + 0.5),
@@ -55,17 +60,19 @@ def transforms(reconstruction: Reconstruction) -> dict[str, Any]:
 def write_nerfstudio(
     reconstruction: Reconstruction, folder: Path, load_source: LoadSource, options: ImageOptions
 ) -> list[Path]:
-    """Write transforms.json, images/, masks/, depths/ (16-bit PNG in thousandths of a unit) and the cloud.
+    """Write transforms.json, images/, masks/, depths/ and the cloud.
 
+    Depths are float32 in thousandths of a world unit: whatever the unit is, no 16-bit level is too coarse or too near.
     nerfstudio knows the principal point and reads masks, so photographs keep their place unless `options` say else.
     """
     moved, shifts = centered_reconstruction(reconstruction, options.centering)
     written = write_images(moved, folder, shifts, load_source, options.background)
     for n in np.nonzero(moved.registered)[0]:
-        path = folder / "depths" / png_name(moved.names[n])
+        path = folder / "depths" / depth_name(moved.names[n])
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode_depth_png(source_depth(moved, int(n)), _DEPTH_UNIT))
+        path.write_bytes(encode_npy(source_depth(moved, int(n)) / np.float32(DEPTH_UNIT)))
         written.append(path)
+    folder.mkdir(parents=True, exist_ok=True)  # nothing is in it where nothing is registered
     start = _start_cloud(moved)
     cloud = folder / _CLOUD
     cloud.write_bytes(ply.encode_points(start.points, start.colors, start.normals, start.point_confidence))

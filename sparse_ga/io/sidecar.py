@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from sparse_ga.io import nerfstudio
 from sparse_ga.io.encode import encode_json
 from sparse_ga.products import Reconstruction
 
@@ -42,7 +43,7 @@ def encode_sidecar(reconstruction: Reconstruction, depth_unit: float | None) -> 
             "object_diameter": r.report.diameter,
             "conventions": _CONVENTIONS,
             "depth_png_unit": depth_unit,
-            "depth_png_unit_nerfstudio": 1e-3,
+            "depth_unit_nerfstudio": nerfstudio.DEPTH_UNIT,
             "points": len(r.points),
             "tracks": len(r.track_points),
             "report": dataclasses.asdict(r.report),

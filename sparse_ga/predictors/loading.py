@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparse_ga.config import ForwardConfig
+from sparse_ga.config import AUTO, OFF, PACKAGED, PREDICTORS, ForwardConfig
 from sparse_ga.devices import resolve_device
 from sparse_ga.errors import InputError
 from sparse_ga.predictors.base import Calibrator, FeaturePredictor, Features, PairPredictor
@@ -15,11 +15,6 @@ from sparse_ga.products import PairPrediction, View
 
 if TYPE_CHECKING:
     from sparse_ga.network.descriptor_cnn import DenseDescriptor
-
-NAMES = ("classical", "compact", "mast3r")
-AUTO, OFF, PACKAGED = "auto", "off", "packaged"
-"""What `forward.descriptors` can say instead of a file: PACKAGED is the network that comes with the package; with AUTO
-a run starts without one (`sparse_ga.attempts`)."""
 
 
 def load_predictor(name: str, config: ForwardConfig) -> PairPredictor:
@@ -42,7 +37,8 @@ def load_predictor(name: str, config: ForwardConfig) -> PairPredictor:
 
         return Mast3rPredictor(name, config)
     raise InputError(
-        f"predictor {name!r} is unknown; choose {', '.join(NAMES)}, a hub name like owner/model, or a checkpoint's path"
+        f"predictor {name!r} is unknown; choose {', '.join(PREDICTORS)}, a hub name like owner/model, or a path to a "
+        "checkpoint"
     )
 
 
@@ -69,6 +65,10 @@ def load_describer(config: ForwardConfig) -> DenseDescriptor | None:
         raise InputError(f"forward.descriptors: {error}") from None
 
 
+class PredictorNotLoaded(RuntimeError):
+    """A stand-in was asked for what only the predictor itself can say."""
+
+
 class RecordedPredictor:
     """Stands for the predictor of an earlier run where only its name in cache keys matters: weights are not loaded."""
 
@@ -76,21 +76,21 @@ class RecordedPredictor:
         self.fingerprint = fingerprint
 
     def predict(self, view_i: View, view_j: View) -> PairPrediction:
-        """Raises `RuntimeError`: there is nothing to predict with."""
-        raise RuntimeError("a recorded predictor predicts nothing")
+        """Raises `PredictorNotLoaded`: there is nothing to predict with."""
+        raise PredictorNotLoaded("a recorded predictor predicts nothing")
 
 
 class RecordedEncoder(RecordedPredictor):
     """The same for a `FeaturePredictor`."""
 
     def encode(self, view: View) -> Features:
-        """Raises `RuntimeError`."""
-        raise RuntimeError("a recorded predictor encodes nothing")
+        """Raises `PredictorNotLoaded`."""
+        raise PredictorNotLoaded("a recorded predictor encodes nothing")
 
     def predict_from_features(
         self, view_i: View, view_j: View, features_i: Features, features_j: Features
     ) -> PairPrediction:
-        """Raises `RuntimeError`."""
+        """Raises `PredictorNotLoaded`."""
         return self.predict(view_i, view_j)
 
 
@@ -104,8 +104,8 @@ class RecordedCalibrator(RecordedPredictor):
         features: Callable[[int], Features],
         focal_bounds_px: tuple[float, float],
     ) -> tuple[float, bool]:
-        """Raises `RuntimeError`."""
-        raise RuntimeError("a recorded predictor estimates nothing")
+        """Raises `PredictorNotLoaded`."""
+        raise PredictorNotLoaded("a recorded predictor estimates nothing")
 
 
 class RecordedEncodingCalibrator(RecordedEncoder, RecordedCalibrator):
@@ -140,4 +140,4 @@ class PredictorRecord:
 
 def _is_hub_name(name: str) -> bool:
     parts = name.split("/")
-    return len(parts) == 2 and all(parts) and not Path(name).suffix
+    return len(parts) == 2 and all(parts) and Path(name).suffix not in (".pth", ".pt", ".safetensors")

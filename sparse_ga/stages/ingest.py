@@ -46,6 +46,11 @@ class Source:
         return digest_of(self.image_digest, self.mask_digest, camera.intrinsics, camera.world_from_cam, size)
 
 
+def picture_digest(source: Source, object_id: int | None) -> str:
+    """Digest of what `load_source` gives: the files of photograph and mask, and which object is marked in it."""
+    return digest_of(source.image_digest, source.mask_digest, str(object_id))
+
+
 def make_source(image: Path, mask: Path | None, camera: GivenCamera | None) -> Source:
     """Hash the files of one view; raises `InputError` when one cannot be read."""
     try:

@@ -15,8 +15,9 @@ from small_reconstruction import HEIGHT, LOST, VIEWS, WIDTH, load_source, make_r
 from sparse_ga.config import ExportConfig
 from sparse_ga.errors import InputError
 from sparse_ga.io.centering import center_principal_point, shift_image, shift_mask
+from sparse_ga.io.depthmaps import source_depth
 from sparse_ga.io.export import FORMATS, export
-from sparse_ga.products import Array, Reconstruction
+from sparse_ga.products import Array, DepthMaps, Mesh, Reconstruction, Tracks
 
 REGISTERED = [n for n in range(VIEWS) if n != LOST]
 
@@ -149,8 +150,63 @@ def test_nerfstudio(reconstruction: Reconstruction, tmp_path: Path) -> None:
         np.testing.assert_allclose(cam[:3], [0, 0, 2], atol=1e-9)
         up = np.array(frame["transform_matrix"])[:3, 1]
         np.testing.assert_allclose(up, -reconstruction.world_from_cam[n, :3, 1], atol=1e-12)
-        depth = picture(folder / frame["depth_file_path"]).astype(float) * 1e-3
-        check_depth(depth, n, reconstruction, 0.02)
+        depth = np.load(folder / frame["depth_file_path"]) * 1e-3  # as nerfstudio reads it
+        check_depth(depth, n, reconstruction, 0.015)
+
+
+@pytest.mark.parametrize("scale", [2e-3, 500.0])
+def test_nerfstudio_depth_is_exact_in_any_unit(reconstruction: Reconstruction, tmp_path: Path, scale: float) -> None:
+    maps = reconstruction.depthmaps
+    scaled = replace(reconstruction, depthmaps=replace(maps, depth=maps.depth * np.float32(scale)))
+    export(scaled, tmp_path, ["nerfstudio"], load_source)
+    frame = json.loads((tmp_path / "nerfstudio" / "transforms.json").read_text())["frames"][0]
+    depth = np.load(tmp_path / "nerfstudio" / frame["depth_file_path"]) * 1e-3
+    np.testing.assert_allclose(depth, source_depth(scaled, REGISTERED[0]), rtol=1e-6)
+
+
+def without_views(reconstruction: Reconstruction) -> Reconstruction:
+    """The same with nothing registered, and so with nothing in it."""
+    nothing = [np.zeros((HEIGHT // 2, WIDTH // 2), np.float32)] * VIEWS
+    return replace(
+        reconstruction,
+        registered=np.zeros(VIEWS, bool),
+        reasons=("no matches",) * VIEWS,
+        points=np.zeros((0, 3), np.float32),
+        colors=np.zeros((0, 3), np.uint8),
+        normals=np.zeros((0, 3), np.float32),
+        point_confidence=np.zeros(0, np.float32),
+        tracks=Tracks.empty(),
+        track_points=np.zeros((0, 3)),
+        track_colors=np.zeros((0, 3), np.uint8),
+        track_errors=np.zeros(0),
+        depthmaps=DepthMaps.pack(nothing, nothing),
+        mesh=Mesh.empty(),
+    )
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_with_nothing_registered_every_format_is_empty(
+    reconstruction: Reconstruction, tmp_path: Path, name: str
+) -> None:
+    nothing = replace(without_views(reconstruction), names=tuple(f"{n}.jpg" for n in range(VIEWS)))
+    files = export(nothing, tmp_path, [name], load_source)
+    assert files
+    assert all(path.is_file() for path in files)
+    if name == "nerfstudio":
+        assert json.loads((tmp_path / "nerfstudio" / "transforms.json").read_text())["frames"] == []
+
+
+def test_files_of_an_earlier_result_go(reconstruction: Reconstruction, tmp_path: Path) -> None:
+    plain = replace(reconstruction, names=tuple(f"{n}.jpg" for n in range(VIEWS)))
+    export(plain, tmp_path, FORMATS, load_source)
+    left = plain.registered & (np.arange(VIEWS) != 0)
+    lost = replace(without_views(plain), registered=left, depthmaps=plain.depthmaps)
+    own = tmp_path / "depth" / "own.png"
+    own.write_bytes(b"not ours")
+    (tmp_path / "nerfstudio" / "depths" / "1.png").write_bytes(b"as earlier versions wrote it")
+    written = export(lost, tmp_path, FORMATS, load_source)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == {*written, own}
+    assert not [path for path in written if path.stem in ("0", "mesh")]
 
 
 def check_depth(depth: Array, n: int, reconstruction: Reconstruction, tolerance: float) -> None:

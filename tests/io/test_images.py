@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sparse_ga.api import given_cameras
-from sparse_ga.errors import InputError
+from sparse_ga.errors import InputError, UnusedCameras
 from sparse_ga.geometry.transforms import exp_so3, make
 from sparse_ga.io.cameras_file import GivenCamera, assign_cameras, check_intrinsics, check_pose, read_cameras
 from sparse_ga.io.images import find_images, read_photograph
@@ -323,6 +323,42 @@ def test_distorted_colmap_cameras_are_refused_unless_their_distortion_is_zero(tm
     write_colmap(tmp_path / "c", "SIMPLE_RADIAL", "500 12.5 8.5 0.02")
     with pytest.raises(InputError, match="SIMPLE_RADIAL"):
         read_cameras(tmp_path / "c")
+
+
+@pytest.mark.parametrize("model", ["OPENCV_FISHEYE", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE"])
+def test_a_fisheye_is_no_pinhole_whatever_its_coefficients(tmp_path: Path, model: str):
+    given = {"OPENCV_FISHEYE": "500 510 12.5 8.5 0 0 0 0", "SIMPLE_RADIAL_FISHEYE": "500 12.5 8.5 0"}
+    write_colmap(tmp_path / "a", model, given.get(model, "500 12.5 8.5 0 0"))
+    with pytest.raises(InputError, match=f"{model}.*image_undistorter"):
+        read_cameras(tmp_path / "a")
+    write_colmap(tmp_path / "b", "FULL_OPENCV", "500 510 12.5 8.5 0 0 0 0 0 0 0 0")
+    np.testing.assert_allclose(read_cameras(tmp_path / "b")["a.png"].intrinsics[0], [500, 0, 12])
+
+
+def test_cameras_in_sub_folders_keep_apart(tmp_path: Path):
+    folder = write_colmap(tmp_path / "model")
+    lines = [f"{n} 1 0 0 0 {n} 0 0 1 cam{n}/0001.jpg\n\n" for n in (1, 2)]
+    (folder / "images.txt").write_text("".join([*lines, "3 1 0 0 0 3 0 0 1 cam1/0002.jpg\n\n"]))
+    cameras = read_cameras(folder)
+    assert sorted(cameras) == ["0002.jpg", "cam1/0001.jpg", "cam2/0001.jpg"]
+    found = assign_cameras(["/set/cam2/0001.png", "/set/0002.jpg"], cameras, "model")
+    assert [camera.world_from_cam[0, 3] for camera in found if camera is not None] == [-2, -3]
+    with pytest.raises(InputError, match=r"'cam1/0001.jpg' and 'cam2/0001.jpg' fit /set/0001.jpg equally well"):
+        assign_cameras(["/set/0001.jpg", "/set/0002.jpg"], cameras, "model")
+
+
+def test_the_file_name_counts_before_the_stem_and_the_stem_must_tell_cameras_apart():
+    cameras = {"a.jpg": GivenCamera(np.array(K)), "a.png": GivenCamera(np.eye(3))}
+    with pytest.warns(UnusedCameras):
+        assert assign_cameras(["a.png"], cameras, "cameras.json") == [cameras["a.png"]]
+    with pytest.raises(InputError, match="equally well"):
+        assign_cameras(["a.tif"], cameras, "cameras.json")
+
+
+def test_cameras_that_fit_no_image_are_counted():
+    cameras = {name: GivenCamera(np.array(K)) for name in ("a.jpg", "B.jpg", "img_c.jpg")}
+    with pytest.warns(UnusedCameras, match=r"2 of 3 cameras fit no image .* 'B.jpg'; 1 of 2 images have one"):
+        assign_cameras(["a.jpg", "b.jpg"], cameras, "cameras.json")
 
 
 def test_intrinsics_for_another_size_are_scaled_about_the_pixel_corner():
