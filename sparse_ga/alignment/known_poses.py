@@ -33,10 +33,7 @@ def known_poses(views: Sequence[View], intrinsics: Array) -> KnownPoses:
     for n, view in enumerate(views):
         if view.world_from_cam is not None:
             poses[n] = view.world_from_cam
-    places = poses[given, :3, 3]
-    apart = np.linalg.norm(places - places.mean(0), axis=-1).max() if given.any() else 0.0
-    size = np.abs(places).max(initial=0.0)
-    metric = bool(apart > 1e-9 * max(size, 1e-12) and apart > 0)
+    metric = in_different_places(poses[given])
     centre = np.zeros(3)
     if metric:
         seen = [n for n in np.flatnonzero(given).tolist() if views[n].mask.any()]
@@ -44,6 +41,16 @@ def known_poses(views: Sequence[View], intrinsics: Array) -> KnownPoses:
         aim = [poses[n, :3, :3] @ rays(intrinsics[n], middle[None])[0] for n, middle in zip(seen, middles)]
         centre = _nearest_point(poses[seen, :3, 3], np.array(aim).reshape(-1, 3))
     return KnownPoses(given, poses, metric, centre)
+
+
+def in_different_places(world_from_cam: Array) -> bool:
+    """Whether not all cameras (K, 4, 4) have one centre."""
+    places = world_from_cam[:, :3, 3]
+    if not len(places):
+        return False
+    apart = np.linalg.norm(places - places.mean(0), axis=-1).max()
+    size = np.abs(places).max()
+    return bool(apart > 1e-9 * max(size, 1e-12) and apart > 0)
 
 
 def _nearest_point(origins: Array, directions: Array) -> Array:
