@@ -1,10 +1,8 @@
-"""Write the API reference, from the docstrings, as HTML (needs the docs extra).
-
-make_reference.py [FOLDER]
-"""
+"""Write the API reference, from the docstrings, as HTML (needs the docs extra)."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import sys
 from pathlib import Path
@@ -39,7 +37,7 @@ MODULES = (
 )
 
 
-def main(folder: str = "out-reference") -> int:
+def main(folder: str) -> int:
     """Write the pages of the public modules and everything below them."""
     try:
         import pdoc
@@ -57,4 +55,6 @@ def main(folder: str = "out-reference") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", default="out-reference", help="where to write (default: out-reference)")
+    sys.exit(main(parser.parse_args().folder))

@@ -1,13 +1,12 @@
 """Several objects in one set of photographs, each reconstructed on its own, in one call. Run it cell by cell.
 
-    several_objects.py [IMAGES LABEL_MASKS]
-
 The masks hold integer labels: 0 background, 1, 2, ... one for each object. The objects may move against each other.
 Without arguments a scene of two objects that turn side by side, in opposite directions, is rendered first. Everything
 goes to out-several-objects. `sparse-ga run IMAGES --masks LABEL_MASKS --object all` does the same.
 """
 
 # %% Photographs and label masks: yours, or rendered ones
+import argparse
 import sys
 from pathlib import Path
 
@@ -52,8 +51,15 @@ def render(out: Path) -> tuple[Path, Path]:
     return out / "images", out / "labels"
 
 
-given = [Path(word) for word in sys.argv[1:] if Path(word).is_dir()]
-images, labels = (given[0], given[1]) if len(given) == 2 else render(OUT)
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("folders", nargs="*", metavar="FOLDER", help="IMAGES LABEL_MASKS")
+given = parser.parse_args([] if "ipykernel" in sys.modules else None).folders  # a notebook's words are its own
+if len(given) not in (0, 2):
+    parser.error(f"{len(given)} folders; give those of the photographs and of their masks: IMAGES LABEL_MASKS")
+for folder in given:
+    if not Path(folder).is_dir():
+        parser.error(f"{folder}: there is no such folder; check its path")
+images, labels = given or render(OUT)
 
 # %% One call: every label that at least two masks show
 results = sparse_ga.reconstruct_objects(images, labels, cache=OUT / "cache", reporter=Reporter())

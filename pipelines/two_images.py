@@ -1,11 +1,10 @@
 """Two photographs, step by step: matches, cameras, points. Made to be read, and run cell by cell.
 
-    two_images.py [IMAGE_A IMAGE_B MASK_A MASK_B]
-
 Without arguments two photographs of a turning object are rendered first. Everything goes to out-two-images.
 """
 
 # %% Two photographs and their masks: yours, or two rendered ones
+import argparse
 import sys
 from pathlib import Path
 
@@ -18,8 +17,15 @@ from sparse_ga.match_pair import match_pair
 from sparse_ga.synthetic.scene import SceneConfig, make_scene
 
 OUT = Path("out-two-images")
-given = [word for word in sys.argv[1:] if Path(word).is_file()]
-if len(given) != 4:
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("files", nargs="*", metavar="FILE", help="IMAGE_A IMAGE_B MASK_A MASK_B")
+given = parser.parse_args([] if "ipykernel" in sys.modules else None).files  # a notebook's words are its own
+if len(given) not in (0, 4):
+    parser.error(f"{len(given)} files; give two photographs and their masks: IMAGE_A IMAGE_B MASK_A MASK_B")
+for file in given:
+    if not Path(file).is_file():
+        parser.error(f"{file}: there is no such file; check its path")
+if not given:
     scene = make_scene(SceneConfig(views=2, size=(320, 240), arc_deg=14.0, shape="figure", seed=1))
     scene.write(OUT)
     given = [str(OUT / folder / name) for folder in ("images", "masks") for name in scene.names]

@@ -12,7 +12,7 @@ from sparse_ga.attempts import Attempts
 from sparse_ga.config import Config, make_config
 from sparse_ga.errors import InputError
 from sparse_ga.io.cameras_file import GivenCamera, assign_cameras, check_intrinsics, check_pose
-from sparse_ga.io.images import ImagesArgument, find_images
+from sparse_ga.io.images import ImagesArgument, comparable, find_images
 from sparse_ga.io.masks import MasksArgument, find_masks
 from sparse_ga.predictors.base import PairPredictor
 from sparse_ga.predictors.loading import load_predictor
@@ -30,10 +30,12 @@ def _given(values: CamerasArgument | None, names: Sequence[str], what: str) -> l
     if values is None:
         return [None] * len(names)
     if isinstance(values, Mapping):
-        unknown = set(values) - set(names) - {Path(name).stem for name in names}
+        by_name = {comparable(name): value for name, value in values.items()}
+        full = [comparable(name) for name in names]
+        unknown = set(by_name) - set(full) - {Path(name).stem for name in full}
         if unknown:
             raise InputError(f"{what}: no image is called {sorted(unknown)[0]!r} (the first image is {names[0]!r})")
-        return [values.get(name, values.get(Path(name).stem)) for name in names]
+        return [by_name.get(name, by_name.get(Path(name).stem)) for name in full]
     if len(values) != len(names):
         raise InputError(f"{what}: {len(values)} given for {len(names)} images; give one for each, None where unknown")
     return list(values)
@@ -53,7 +55,8 @@ def make_job(
     mask_paths = find_masks(paths, masks)
     given: Sequence[GivenCamera | None] = [None] * len(paths)
     if cameras:
-        given = assign_cameras([str(path.absolute()) for path in paths], cameras, "cameras")
+        by_name = {comparable(name): camera for name, camera in cameras.items()}
+        given = assign_cameras([comparable(str(path.absolute())) for path in paths], by_name, "cameras")
     sources = [ingest.make_source(*item) for item in zip(paths, mask_paths, given, strict=True)]
     return Job(tuple(sources), predictor, config)
 

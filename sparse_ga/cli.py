@@ -71,11 +71,15 @@ def _add_run(commands: Commands) -> None:
     parser.add_argument("--out", default="out", help="folder for the results (default: out)")
     parser.add_argument("--cache", help="folder for intermediate results (default: OUT/cache)")
     parser.add_argument("--predictor", help="classical, compact, mast3r, a hub name, or a checkpoint's path")
-    parser.add_argument("--cameras", help="known cameras: JSON by image name, or a COLMAP model")
+    parser.add_argument(
+        "--cameras",
+        help='known cameras: folder of a COLMAP model, or JSON {"NAME.jpg": {"K": 3x3 in px of the photograph, '
+        '"cam2w": 4x4 pose, camera to world in OpenCV axes, "size": [W, H] that K is for}, ...}, all three optional',
+    )
     parser.add_argument("--format", nargs="+", metavar="FORMAT", help="outputs (default: ply glb colmap)")
     parser.add_argument("--from", dest="from_stage", choices=STAGES, help="compute again from this stage on")
     parser.add_argument("--until", choices=STAGES, help="stop after this stage")
-    parser.add_argument("--object", metavar="ID", help="label of the object in integer masks; several (1,3), or all")
+    _add_objects(parser)
     _add_images(parser)
     _finish(parser, "run:run")
 
@@ -89,8 +93,8 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", metavar="SECTION.FIELD=VALUE", help="change one setting")
 
 
-def _add_object(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--object", type=int, metavar="ID", help="label of the object in integer masks")
+def _add_objects(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--object", metavar="ID", help="label of the object in integer masks; several (1,3), or all")
 
 
 def _add_cache_commands(commands: Commands) -> None:
@@ -123,13 +127,13 @@ def _add_pair_and_check(commands: Commands) -> None:
     parser.add_argument("--fine", action="store_true", help="match again at the photographs' resolution")
     parser.add_argument("--out", default=".", help="folder for the picture and the numbers (default: here)")
     parser.add_argument("--predictor", help="classical, compact, mast3r, a hub name, or a checkpoint's path")
-    _add_object(parser)
+    parser.add_argument("--object", type=int, metavar="ID", help="label of the object in integer masks")
     _add_images(parser)
     _finish(parser, "match:match")
     parser = commands.add_parser("check", help="look for trouble in photographs and masks before any long work")
     parser.add_argument("images", nargs="+", help="a folder, a quoted pattern, or files")
     parser.add_argument("--masks", help="folder of masks; default: alpha")
-    _add_object(parser)
+    _add_objects(parser)
     _add_images(parser)
     _finish(parser, "check:check")
 
@@ -226,6 +230,8 @@ def _guarded(args: argparse.Namespace) -> int:
         return _fail(reporter, str(error), 2)
     except OutputError as error:
         return _fail(reporter, str(error), 4)
+    except PermissionError as error:  # of a path on the command line, whoever came upon it
+        return _fail(reporter, f"{error.filename}: {error.strerror}; check its permissions", 2)
     except KeyboardInterrupt:
         return _fail(reporter, "stopped; what is finished is kept, and the same command goes on from there", 130)
     except BrokenPipeError:  # whoever read our output has gone

@@ -16,12 +16,16 @@ from sparse_ga.stages import ingest
 from sparse_ga.stages.ingest import Source
 
 Severity = Literal["error", "warning", "note"]
+ORDER = {"error": 0, "warning": 1, "note": 2}
 
 _MIN_DETAIL = 0.55  # of the set's median
 _MIN_FINENESS = 0.85
 _MAX_CLIPPED = 0.25
 _AREA_RATIO = 0.35
 _MIN_MATCHES = 20
+_WHOLE = 0.95  # of the photograph
+_INVERTED_BORDER = 0.7
+_TWELVE_BITS = 16  # what the largest value of 12 bits becomes where 16 are 255
 _MANY_VIEWS = 24
 _NEIGHBOURS = 3
 _THUMBNAIL = 24
@@ -44,9 +48,11 @@ class PhotographFacts:
     view: View
     area: float  # share of the photograph that is object
     border: float  # share of the mask's outline box that lies on the border of the photograph
+    inverted: bool  # whether the mask is what lies around an object
     detail: float  # contrast of fine detail on the object, in units of its contrast
     fineness: float  # contrast of fine against coarser detail
     clipped: float  # share of the object that is black or white
+    brightest: int  # level in the whole photograph
     thumbnail: Array  # (T, T) float32, grey levels around the object
 
 
@@ -65,8 +71,7 @@ def inspect(sources: Sequence[Source], config: Config, advance: Callable[[], Non
             findings.append(Finding("error", source.name, str(error)))
         advance()
     findings += _mask_findings(facts) + _picture_findings(facts) + _duplicates(facts) + _set_findings(facts, config)
-    order = {"error": 0, "warning": 1, "note": 2}
-    return sorted(findings, key=lambda finding: order[finding.severity])
+    return sorted(findings, key=lambda finding: ORDER[finding.severity])
 
 
 def measure(view: View) -> PhotographFacts:
@@ -83,11 +88,26 @@ def measure(view: View) -> PhotographFacts:
         view=view,
         area=float(view.mask.sum()) / (view.source_size[0] * view.source_size[1] * scale**2),
         border=float(edge.sum()) / max(1.0, 4 * float(np.sqrt(view.mask.sum()))),
+        inverted=_looks_inverted(view),
         detail=high / max(float(levels.std()), 1.0),
         fineness=high / max(low, 1e-3),
         clipped=float(((levels <= 4) | (levels >= 251)).mean()),
+        brightest=int(view.image.max()),
         thumbnail=_thumbnail(grey, view.mask),
     )
+
+
+def _looks_inverted(view: View) -> bool:
+    """Whether the mask covers most of the photograph's border and leaves out most of its middle."""
+    rows, columns = np.flatnonzero(view.mask.any(1)), np.flatnonzero(view.mask.any(0))
+    box = view.mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]  # the working image may be padded
+    scale = float(view.working_from_source[0, 0])
+    if box.size < _WHOLE * view.source_size[0] * view.source_size[1] * scale**2:
+        return False
+    height, width = box.shape
+    middle = box[height // 3 : height - height // 3, width // 3 : width - width // 3]
+    edge = np.concatenate([box[0], box[-1], box[:, 0], box[:, -1]])
+    return float(edge.mean()) > _INVERTED_BORDER and float(middle.mean()) < 0.5
 
 
 def _thumbnail(grey: Array, mask: Array) -> Array:
@@ -107,6 +127,9 @@ def _mask_findings(facts: Sequence[PhotographFacts]) -> list[Finding]:
         usual = float(np.median(near)) if len(near) else item.area
         if item.area > 0.995:
             findings.append(Finding("warning", name, "everything is foreground; give a mask of the object"))
+        elif item.inverted:
+            text = "the mask covers the border and leaves out the middle; if it is inverted, make the object white"
+            findings.append(Finding("warning", name, text))
         elif item.area < _AREA_RATIO * usual:
             share = item.area / usual
             findings.append(
@@ -119,7 +142,7 @@ def _mask_findings(facts: Sequence[PhotographFacts]) -> list[Finding]:
             )
         elif item.area < 0.02:
             findings.append(Finding("note", name, f"the object fills {item.area:.1%} of the image; go nearer or crop"))
-        if item.area <= 0.995 and item.border > 0.03:
+        if item.area <= 0.995 and not item.inverted and item.border > 0.03:
             findings.append(Finding("note", name, "the object is cut off by the border of the photograph"))
     return findings
 
@@ -127,10 +150,17 @@ def _mask_findings(facts: Sequence[PhotographFacts]) -> list[Finding]:
 def _picture_findings(facts: Sequence[PhotographFacts]) -> list[Finding]:
     findings = []
     usual = np.median([(item.detail, item.fineness) for item in facts], axis=0) if facts else np.zeros(2)
+    dark = bool(facts) and max(item.brightest for item in facts) <= _TWELVE_BITS
+    if dark:
+        text = (
+            "all photographs are nearly black; if they hold 10 or 12 bits in files of 16, multiply all of them by one "
+            "number (12 bits: by 16)"
+        )
+        findings.append(Finding("warning", "", text))
     for item in facts:
         if item.detail < _MIN_DETAIL * usual[0] and item.fineness < _MIN_FINENESS * usual[1]:
             findings.append(Finding("warning", item.view.name, "blurred compared with the others; leave it out"))
-        if item.clipped > _MAX_CLIPPED:
+        if item.clipped > _MAX_CLIPPED and not dark:
             findings.append(
                 Finding(
                     "warning", item.view.name, f"{item.clipped:.0%} of the object is pure black or white; expose anew"

@@ -21,6 +21,7 @@ from sparse_ga.stages.align3d import AlignedViews
 from sparse_ga.stages.calibrate import Calibration, Reconstructed
 from sparse_ga.stages.job import STAGE_NAMES, STAGES, Job, stage_position
 from sparse_ga.stages.pairwise import PairStages
+from sparse_ga.stages.remarks import remarks
 from sparse_ga.status import keep_within_budget
 from sparse_ga.store import Key, Store
 from sparse_ga.work import watched_by
@@ -169,8 +170,8 @@ class Pipeline:
             if view.intrinsics_source == "exif":
                 self.reporter.detail(f"{view.name}: focal length {view.intrinsics[0, 0]:.0f} working px from EXIF")
         _check_object(self.job, views)
-        if all(view.mask.all() for view in views):
-            self.reporter.warn("no masks and no alpha channels: everything in the photographs counts as the object")
+        for text in remarks(views, self.job.sources):
+            self.reporter.warn(text)
         return ingest.name_cameras(views, config.ingest.shared_intrinsics)
 
     def _pairs(self, views: Sequence[View]) -> list[Pair]:

@@ -439,6 +439,8 @@ def wrong(capsys: pytest.CaptureFixture, code: int = 2) -> str:
         (["run", "images", "--masks", "masks", "--cameras", "images"], "no COLMAP model"),
         (["run", "images", "--masks", "masks", "--cameras", "other.json"], "no camera fits"),
         (["run", "images", "--masks", "masks", "--cameras", "size.json"], "give the camera of this photograph"),
+        (["run", "images", "--masks", "masks", "--cameras", "normalised.json"], "must be in pixels of this photograph"),
+        (["run", "images", "masks"], "images: this is a folder among several words"),
         (["run", "images", "--masks", "masks", "--from", "match", "--until", "forward"], "exchange --from and --until"),
         (["run", "images", "--masks", "masks", "--format", "obj"], "unknown export format 'obj'"),
         (["run", "images", "--masks", "masks", "--object", "9"], "object 9 is in none of the masks"),
@@ -491,6 +493,7 @@ def test_every_wrong_use_ends_in_one_line(folder: Path, words: list[str], messag
     (folder / "broken.toml").write_text("[pairs\n")
     k = [[90, 0, 24], [0, 90, 16], [0, 0, 1]]
     (folder / "other.json").write_text(json.dumps({"x.png": {"K": k}}))
+    (folder / "normalised.json").write_text(json.dumps({"v0": {"K": [[1.25, 0, 0.5], [0, 1.6, 0.5], [0, 0, 1]]}}))
     (folder / "size.json").write_text(json.dumps({"v0.png": {"K": k, "size": [50, 20]}}))
     for name in ("truncated", "text"):
         shutil.copytree(folder / "images", folder / name)
@@ -581,7 +584,51 @@ def test_a_damaged_job_record_says_how_to_go_on(folder: Path, capsys: pytest.Cap
 def test_a_warning_is_told_once_and_in_the_summary(folder: Path, capsys: pytest.CaptureFixture):
     assert command("run", "images", "--format", "ply") == 0
     told = capsys.readouterr().err
-    assert told.count("everything in the photographs counts as the object") == 1
+    assert told.count("no masks and no alpha channels: everything in the photographs counts as the object") == 1
+    for n in range(5):
+        Image.new("L", (48, 32), 255).save(folder / "masks" / f"v{n}.png")
+    assert run() == 0
+    assert "the masks are white all over: everything" in capsys.readouterr().err
+    assert "the masks are white all over: everything" in (folder / "out" / "report.html").read_text()
+
+
+def test_poses_of_a_camera_that_stands_still_are_a_warning(folder: Path, capsys: pytest.CaptureFixture):
+    pose = np.eye(4).tolist()
+    cameras = {f"v{n}": {"K": [[90, 0, 80], [0, 90, 16], [0, 0, 1]], "cam2w": pose} for n in range(4)}
+    (folder / "cameras.json").write_text(json.dumps(cameras))
+    assert run("--cameras", "cameras.json", "--until", "ingest") == 0
+    told = capsys.readouterr().err
+    assert "the 4 given poses are all in one place" in told
+    assert "v0.png and 3 more: the given principal point lies outside of the photograph" in told
+    cameras["v3"] = {"cam2w": [[1, 0, 0, 1], *pose[1:]], "K": [[90, 0, 24], [0, 90, 16], [0, 0, 1]]}
+    (folder / "cameras.json").write_text(json.dumps({"v0": {"cam2w": pose}, "v3": cameras["v3"]}))
+    assert run("--cameras", "cameras.json", "--until", "ingest") == 0
+    assert "given" not in capsys.readouterr().err
+
+
+def test_a_folder_of_an_earlier_run_that_cannot_be_read_names_itself(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    assert command("status", "out") == 2
+    assert "job.json: Permission denied; check its permissions" in wrong(capsys)
+
+
+def test_clean_of_a_folder_that_cannot_be_written_is_exit_code_4(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    assert run() == 0
+    capsys.readouterr()
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert command("clean") == 4
+    assert "cannot be removed (Permission denied); check the folder's permissions" in wrong(capsys, 4)
 
 
 # ---------------------------------------------------------------- interrupted

@@ -113,6 +113,56 @@ def test_unreadable_files_and_empty_masks_are_errors_and_the_rest_is_checked(fol
     assert sum(finding.severity == "error" for finding in findings) == 2
 
 
+def test_inverted_masks_are_noticed_and_frames_cut_by_the_border_are_not(folder: Path):
+    for n in range(4):
+        write_mask(folder, n, (0, 0, 160, 120) if n < 3 else (0, 0, 150, 120))
+        mask = np.asarray(Image.open(folder / "masks" / f"p{n}.png")).copy()
+        bottom = 120 if n == 1 else 100  # the object may stand on the border
+        mask[20:bottom, 30:130] = 255 if n == 2 else 0
+        Image.fromarray(mask).save(folder / "masks" / f"p{n}.png")
+    findings = find(folder)
+    for n in (0, 1):
+        assert "warning the mask covers the border and leaves out the middle; if it is inverted" in about(
+            findings, f"p{n}.png"
+        )
+        assert "cut off" not in about(findings, f"p{n}.png")
+    assert "everything is foreground" in about(findings, "p2.png")
+    assert "inverted" not in about(findings, "p3.png") + about(findings, "p4.png")
+
+
+@pytest.mark.parametrize(("bits", "told"), [(10, True), (12, True), (16, False)])
+def test_few_bits_in_files_of_sixteen_are_told_once_and_not_as_bad_exposure(folder: Path, bits: int, told: bool):
+    for n in range(5):
+        grey = photograph(n)[..., 0].astype(np.float64) / 255 * (2**bits - 1)
+        Image.fromarray(grey.astype(np.uint16)).save(folder / "images" / f"p{n}.png")
+    findings = find(folder)
+    assert ("warning all photographs are nearly black; if they hold 10 or 12 bits" in about(findings, "")) is told
+    assert "expose anew" not in " ".join(finding.text for finding in findings)
+
+
+def test_check_takes_the_objects_that_run_takes(folder: Path, capsys: pytest.CaptureFixture):
+    for n in range(5):
+        labels = np.zeros((120, 160), np.uint8)
+        labels[10:110, 10:80], labels[10:110, 80:150] = 1, 2 if n else 0
+        Image.fromarray(labels).save(folder / "masks" / f"p{n}.png")
+    (folder / "images" / "p4.png").write_bytes(b"x")
+    words = ["check", "images", "--masks", "masks"]
+    for chosen in ("all", "1,2"):
+        assert main([*words, "--object", chosen]) == 2
+        told = capsys.readouterr().out
+        assert told.count("p4.png") == 1  # true of both objects
+        assert "warning  p0.png: object 2: the object is not in this image" in told
+        assert "object 1: a typical photograph shares" in told
+        assert "object 2: a typical photograph shares" in told
+        assert "5 photographs, 1 errors" in told
+    assert main([*words, "--object", "2"]) == 2
+    assert "warning  p0.png: the object is not in this image" in capsys.readouterr().out
+    assert main([*words, "--object", "1,7"]) == 2
+    assert "object 7 is in none of the masks" in capsys.readouterr().err
+    assert main([*words, "--object", "x"]) == 2
+    assert "give a label such as 3, several such as 1,3, or all" in capsys.readouterr().err
+
+
 def test_check_command(folder: Path, capsys: pytest.CaptureFixture):
     assert main(["check", "images", "--masks", "masks"]) == 0
     assert "5 photographs, 0 errors, 0 warnings" in capsys.readouterr().out

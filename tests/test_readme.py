@@ -17,8 +17,10 @@ from PIL import Image
 
 import sparse_ga
 import sparse_ga.demo
+import sparse_ga.match_pair
 from sparse_ga.cli import main, make_parser
 from sparse_ga.config import preset_names
+from sparse_ga.io.cameras_file import read_cameras
 from sparse_ga.predictors.base import PairPredictor
 from sparse_ga.synthetic.scene import SceneConfig, make_scene
 
@@ -138,6 +140,71 @@ def test_the_examples_run(
     monkeypatch.setattr(sys, "argv", [program])
     runpy.run_path(str(ROOT / "pipelines" / program), run_name="__main__")
     assert told in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "told"),
+    [
+        ("two_images.py", ["a.png", "typo.png", "a.png", "a.png"], "typo.png: there is no such file"),
+        ("two_images.py", ["a.png"], "1 files; give two photographs and their masks"),
+        ("several_objects.py", ["images", "typo"], "typo: there is no such folder"),
+        ("several_objects.py", ["images"], "1 folders; give those of the photographs and of their masks"),
+        ("make_reference.py", ["a", "b"], "unrecognized arguments: b"),
+    ],
+)
+def test_the_examples_refuse_what_is_not_there(
+    program: str,
+    words: list[str],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (8, 8)).save("a.png")
+    Path("images").mkdir()
+    for given, code, expected in ((words, 2, told), (["--help"], 0, f"usage: {program}")):
+        monkeypatch.setattr(sys, "argv", [program, *given])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "pipelines" / program), run_name="__main__")
+        assert ended.value.code == code
+        written = capsys.readouterr()
+        assert expected in written.out + written.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "images"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "about"),
+    [
+        (["a.png", "a.png", "no/such/folder.png"], 4, "no/such/folder.png"),
+        (["a.png", "a.png", "nameless"], 4, "nameless"),
+        (["a.png", "typo.png", "x.png"], 2, "typo.png"),
+    ],
+)
+def test_match_pair_names_what_it_cannot_read_or_write(
+    words: list[str],
+    code: int,
+    about: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sparse_ga.match_pair, "_with_network", lambda *given: None)
+    monkeypatch.setattr(sys, "argv", ["match_pair.py", *words])
+    Image.new("RGB", (64, 48)).save("a.png")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "pipelines" / "match_pair.py"), run_name="__main__")
+    assert ended.value.code == code
+    assert f"match_pair.py: {about}: " in capsys.readouterr().err
+
+
+def test_the_cameras_file_in_the_text_is_one(tmp_path: Path):
+    path = tmp_path / "cameras.json"
+    path.write_text(blocks("json")[0])
+    camera = read_cameras(path)["IMG_001.jpg"]
+    assert camera.intrinsics_for((1600, 1200), "IMG_001.jpg") is not None
+    assert camera.world_from_cam is not None
 
 
 @pytest.mark.slow

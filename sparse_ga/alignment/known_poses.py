@@ -52,6 +52,11 @@ def _spread(places: Array) -> float:
     return float(apart) if apart > 1e-9 * np.abs(places).max(initial=0.0) else 0.0
 
 
+def in_different_places(world_from_cam: Array) -> bool:
+    """Whether not all cameras (K, 4, 4) have one centre."""
+    return _spread(world_from_cam[:, :3, 3]) > 0
+
+
 def _nearest_point(origins: Array, directions: Array) -> Array:
     """Point (3,) nearest to lines from `origins` (K, 3) along `directions` (K, 3), in the least-squares sense.
 

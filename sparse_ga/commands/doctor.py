@@ -1,4 +1,4 @@
-"""`sparse-ga doctor`: what this machine has, and a self-test of a few seconds."""
+"""`sparse-ga doctor`: what this machine has, and a self-test of under a minute."""
 
 from __future__ import annotations
 

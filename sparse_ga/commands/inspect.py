@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from sparse_ga.commands.jobs import find_run
+from sparse_ga.errors import OutputError
 from sparse_ga.progress import Reporter
 from sparse_ga.stages.job import Job
 from sparse_ga.status import StageStatus, dropped_pairs, job_keys, removable, undecided_stages
@@ -70,6 +71,14 @@ def status(args: argparse.Namespace, reporter: Reporter) -> int:
     return 0
 
 
+def _remove(path: Path) -> None:
+    """Remove a file of the cache; raises `OutputError`."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be removed ({error.strerror}); check the folder's permissions") from None
+
+
 def clean(args: argparse.Namespace, reporter: Reporter) -> int:
     """Remove what later stages no longer need."""
     cache, record = find_run(Path(args.folder))
@@ -83,7 +92,7 @@ def clean(args: argparse.Namespace, reporter: Reporter) -> int:
             continue
         sizes[path.parent.name] = sizes.get(path.parent.name, 0) + stat.st_size
         if not args.dry_run:
-            path.unlink(missing_ok=True)
+            _remove(path)
     total = sum(sizes.values())
     reporter.event("summary", freed_bytes=total, files=len(files), stages=sizes, dry_run=args.dry_run)
     if reporter.mode != "json":

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sparse_ga.errors import InputError, UnusedCameras
+from sparse_ga.io.images import naming_what_is_forbidden
 from sparse_ga.io.resample import compare_sizes
 from sparse_ga.products import Array, exact_pose, is_rigid
 
@@ -27,6 +28,12 @@ _PINHOLE_PARAMETERS = {
 }
 """COLMAP's models that are a pinhole where all that follows this many parameters is zero; a fisheye is none."""
 
+# In long sides of the photograph. A pinhole that sees 157 degrees is none that a lens makes; a principal point as far
+# out as that belongs to another photograph, but it may lie outside of a crop.
+_SHORTEST_FOCAL = 0.1
+_FARTHEST_PRINCIPAL_POINT = 3.0
+_AT_A_CORNER = 0.02
+
 
 @dataclass(frozen=True, eq=False)
 class GivenCamera:
@@ -39,10 +46,17 @@ class GivenCamera:
     def intrinsics_for(self, size: tuple[int, int], name: str) -> Array | None:
         """Intrinsics (3, 3) for a photograph of `size` (W, H), scaled if they were given for another size.
 
-        Raises `InputError` when the two sizes differ in ratio.
+        Raises `InputError` when the two sizes differ in ratio, and for a camera that cannot be this photograph's.
         """
-        if self.intrinsics is None or self.size is None or self.size == size:
-            return self.intrinsics
+        if self.intrinsics is None:
+            return None
+        scaled = self._scaled(self.intrinsics, size, name)
+        _check_plausible(scaled, size, name)
+        return scaled
+
+    def _scaled(self, intrinsics: Array, size: tuple[int, int], name: str) -> Array:
+        if self.size is None or self.size == size:
+            return intrinsics
         if compare_sizes(self.size, size) != "proportional":
             raise InputError(
                 f"{name}: its camera is given for {self.size[0]}x{self.size[1]} but the photograph is "
@@ -50,7 +64,29 @@ class GivenCamera:
             )
         scale = max(size) / max(self.size)
         shift = (scale - 1) / 2
-        return np.array([[scale, 0, shift], [0, scale, shift], [0, 0, 1.0]]) @ self.intrinsics
+        return np.array([[scale, 0, shift], [0, scale, shift], [0, 0, 1.0]]) @ intrinsics
+
+
+def _check_plausible(intrinsics: Array, size: tuple[int, int], name: str) -> None:
+    """Raise `InputError` for intrinsics (3, 3) that are not in pixels of a photograph of `size` (W, H)."""
+    remedy = (
+        f"K must be in pixels of this photograph, {size[0]}x{size[1]} "
+        '(or give the "size" that it is for; a normalised K: first row times width, second times height)'
+    )
+    long_side = max(size)
+    focal_px = float(min(intrinsics[0, 0], intrinsics[1, 1]))
+    if focal_px < _SHORTEST_FOCAL * long_side:
+        raise InputError(f"{name}: K has a focal length of {focal_px:.3g} px, which no camera has; {remedy}")
+    point = intrinsics[:2, 2]
+    middle = (np.array(size) - 1) / 2
+    from_corner = np.abs(np.abs(point - middle) - middle)  # (2,), of the corner nearest to it
+    if long_side > 2 / _AT_A_CORNER and (from_corner <= _AT_A_CORNER * long_side).all():
+        where = "in a corner of the photograph"
+    elif (np.abs(point - middle) > _FARTHEST_PRINCIPAL_POINT * long_side).any():
+        where = "far outside of the photograph"
+    else:
+        return
+    raise InputError(f"{name}: K has its principal point ({point[0]:.4g}, {point[1]:.4g}) {where}; {remedy}")
 
 
 def _matrix(value: Any, sides: tuple[int, ...], what: str) -> Array | None:
@@ -63,8 +99,10 @@ def _matrix(value: Any, sides: tuple[int, ...], what: str) -> Array | None:
         raise InputError(f"{what} must hold {'x'.join(map(str, sides))} numbers") from None
     if matrix.shape == (3, 4) and sides == (4, 4):
         matrix = np.concatenate([matrix, [[0, 0, 0, 1.0]]])
-    if matrix.shape != sides or not np.isfinite(matrix).all():
-        raise InputError(f"{what} must hold {'x'.join(map(str, sides))} finite numbers, found shape {matrix.shape}")
+    if matrix.shape != sides:
+        raise InputError(f"{what} must hold {'x'.join(map(str, sides))} numbers, found shape {matrix.shape}")
+    if not np.isfinite(matrix).all():
+        raise InputError(f"{what} has a number that is not finite (NaN or infinity); leave it out if it is not known")
     return matrix
 
 
@@ -151,6 +189,7 @@ def _model_folder(folder: Path) -> Path | None:
     return None
 
 
+@naming_what_is_forbidden()
 def read_cameras(path: Path) -> dict[str, GivenCamera]:
     """Cameras by image name, from a JSON file or from a folder with a COLMAP model (text or binary).
 

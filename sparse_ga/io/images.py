@@ -6,10 +6,12 @@ import glob
 import math
 import re
 import struct
+import unicodedata
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,9 +50,48 @@ def natural_order(path: Path) -> tuple[list[tuple[int, str | int]], str]:
     return [(1, int(part)) if part.isdigit() else (0, part.lower()) for part in parts], str(path)
 
 
+def comparable(name: str) -> str:
+    """`name` so that it equals the same name from another system: macOS takes accents and letters apart."""
+    return unicodedata.normalize("NFC", name)
+
+
 def is_image(path: Path) -> bool:
     """Whether a file is taken for a photograph: by its extension, and not named as a mask."""
-    return path.suffix.lower() in SUFFIXES and not path.name.lower().endswith(".mask.png") and path.is_file()
+    if path.suffix.lower() not in SUFFIXES or path.name.lower().endswith(".mask.png"):
+        return False
+    return path.is_file() and not _is_colmap_mask(path)
+
+
+def _is_colmap_mask(path: Path) -> bool:
+    """Whether a file is named as the mask of a photograph beside it: a.jpg.png of a.jpg."""
+    photograph = path.with_suffix("")
+    return path.suffix.lower() == ".png" and photograph.suffix.lower() in SUFFIXES and photograph.is_file()
+
+
+@contextmanager
+def naming_what_is_forbidden() -> Iterator[None]:
+    """Turn a lack of permission, wherever in a path it shows, into an `InputError`."""
+    try:
+        yield
+    except PermissionError as error:
+        raise InputError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from None
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    """The photographs in a folder; raises `InputError` that says what is there instead."""
+    entries = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    found = sorted((path for path in entries if is_image(path)), key=natural_order)
+    if found:
+        return found
+    below = sorted(path.name for path in entries if path.is_dir() and any(is_image(inner) for inner in path.iterdir()))
+    if below:
+        raise InputError(
+            f"{folder}: no photographs here, but in {', '.join(below[:3])}{' ...' if len(below) > 3 else ''} below it; "
+            f"give such a folder, or the quoted pattern '{folder}/*/*' if no two have one name"
+        )
+    others = Counter(path.suffix.lower() or "no extension" for path in entries if path.is_file())
+    what = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(3)) or "no files"
+    raise InputError(f"{folder}: no photographs here ({what}); give a folder of JPEG, PNG, WebP or TIFF files")
 
 
 def _candidates(images: ImagesArgument) -> list[Path]:
@@ -58,13 +99,7 @@ def _candidates(images: ImagesArgument) -> list[Path]:
         return [Path(item) for item in images]
     folder = Path(images)
     if folder.is_dir():
-        files = [path for path in folder.iterdir() if not path.name.startswith(".")]
-        found = sorted((path for path in files if is_image(path)), key=natural_order)
-        if not found:
-            others = Counter(path.suffix.lower() or "no extension" for path in files if path.is_file())
-            what = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(3)) or "no files"
-            raise InputError(f"{folder}: no photographs here ({what}); give a folder of JPEG, PNG, WebP or TIFF files")
-        return found
+        return _in_folder(folder)
     if folder.is_file():
         return [folder]
     found = sorted((Path(name) for name in glob.glob(str(images))), key=natural_order)
@@ -76,6 +111,7 @@ def _candidates(images: ImagesArgument) -> list[Path]:
     return found
 
 
+@naming_what_is_forbidden()
 def find_images(images: ImagesArgument) -> list[Path]:
     """Paths of the photographs in a folder, of a pattern, or of a list, whose order is kept.
 
@@ -85,9 +121,11 @@ def find_images(images: ImagesArgument) -> list[Path]:
     paths = _candidates(images)
     seen: dict[str, Path] = {}
     for path in paths:
+        if path.is_dir():
+            raise InputError(f"{path}: this is a folder among several words; give one folder alone, or only files")
         if not path.is_file():
             raise InputError(f"{path}: there is no such file; check the list of photographs")
-        other = seen.setdefault(path.stem, path)
+        other = seen.setdefault(comparable(path.stem), path)
         if other is not path:
             raise InputError(f"{other} and {path} have one name; masks and cameras go by name: rename or remove one")
     return paths

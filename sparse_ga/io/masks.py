@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from sparse_ga.errors import InputError
-from sparse_ga.io.images import open_image
+from sparse_ga.io.images import comparable, naming_what_is_forbidden, open_image
 from sparse_ga.io.resample import compare_sizes, resize_mask
 from sparse_ga.products import Array
 
@@ -17,13 +17,31 @@ MasksArgument = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
 
 _SUFFIXES = (".png", ".tif", ".tiff", ".webp", ".jpg", ".jpeg", ".bmp", ".gif")
 
+# A file of labels up to white looks like a soft mask; but a soft mask has many shades, or dark ones along edges only.
+_MOST_LABELS = 16
+_DARK = 0.25  # of white
+_LEAST_OF_A_LABEL = 0.01  # of what is not background
+_AROUND = ((-1, 0), (1, 0), (0, -1), (0, 1))
 
-def _in_folder(image: Path, folder: Path) -> Path:
-    """The mask of `image` in `folder`: NAME.EXT.png (COLMAP), NAME.mask.png, or the same stem."""
+
+def _key(name: str) -> str:
+    """What two names of one file have in common: cameras write extensions in capitals."""
+    path = Path(comparable(name))
+    return path.stem + path.suffix.lower()
+
+
+def _files_by_name(folder: Path) -> dict[str, Path]:
+    """The files of a folder by name and by `_key`."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return {_key(path.name): path for path in files} | {path.name: path for path in files}
+
+
+def _mask_of(image: Path, files: Mapping[str, Path], folder: Path) -> Path:
+    """The mask of `image` among the `files` of `folder`: NAME.EXT.png (COLMAP), NAME.mask.png, or the same stem."""
     names = [f"{image.name}.png", f"{image.stem}.mask.png", *(image.stem + suffix for suffix in _SUFFIXES)]
     for name in names:
-        path = folder / name
-        if path.is_file() and not path.samefile(image):
+        path = files.get(name) or files.get(_key(name))
+        if path is not None and not path.samefile(image):
             return path
     raise InputError(
         f"{image}: no mask in {folder}; put one there as {image.stem}.png, {image.stem}.mask.png or {image.name}.png, "
@@ -31,6 +49,7 @@ def _in_folder(image: Path, folder: Path) -> Path:
     )
 
 
+@naming_what_is_forbidden()
 def find_masks(images: Sequence[Path], masks: MasksArgument | None) -> list[Path | None]:
     """The mask file of every photograph: from a folder, a list in the same order, or a mapping by name.
 
@@ -39,18 +58,20 @@ def find_masks(images: Sequence[Path], masks: MasksArgument | None) -> list[Path
     if masks is None:
         return [None] * len(images)
     if isinstance(masks, Mapping):
-        by_name = {str(name): Path(path) for name, path in masks.items()}
-        missing = [path.name for path in images if path.name not in by_name and path.stem not in by_name]
-        if missing:
-            raise InputError(f"no mask is given for {missing[0]}; add it to the masks, or leave the photograph out")
-        return [by_name.get(path.name) or by_name[path.stem] for path in images]
+        by_name = {comparable(str(name)): Path(path) for name, path in masks.items()}
+        found = [by_name.get(comparable(path.name)) or by_name.get(comparable(path.stem)) for path in images]
+        if None in found:
+            name = images[found.index(None)].name
+            raise InputError(f"no mask is given for {name}; add it to the masks, or leave the photograph out")
+        return found
     if isinstance(masks, (str, Path)):
         folder = Path(masks)
         if folder.is_file() and len(images) == 1:
             return [folder]
         if not folder.is_dir():
             raise InputError(f"{folder}: there is no such folder of masks; check --masks")
-        return [_in_folder(path, folder) for path in images]
+        files = _files_by_name(folder)
+        return [_mask_of(path, files, folder) for path in images]
     if len(masks) != len(images):
         raise InputError(f"{len(images)} photographs but {len(masks)} masks; give one mask for each, in the same order")
     return [Path(path) for path in masks]
@@ -90,6 +111,35 @@ def _is_soft(image: Image.Image, values: Array) -> bool:
     return values.dtype.kind == "f" or (top is not None and int(values.max(initial=0)) >= top)
 
 
+def _dark_labels(path: Path, values: Array) -> list[int]:
+    """Values of soft-looking integers (H, W) that cover areas of their own, far darker than white: labels, rather."""
+    shades, counts = np.unique(values[values != 0], return_counts=True)
+    noisy = path.suffix.lower() in (".jpg", ".jpeg")  # which cannot hold labels
+    if noisy or values.dtype.kind == "f" or len(shades) > _MOST_LABELS or min(values.shape) < 3:
+        return []
+    dark = shades < _DARK * np.iinfo(values.dtype).max
+    if not dark.any():
+        return []
+    inner = values[1:-1, 1:-1]
+    same = [inner == values[1 + y : values.shape[0] - 1 + y, 1 + x : values.shape[1] - 1 + x] for y, x in _AROUND]
+    flat = inner[np.all(same, axis=0)]  # (K,), pixels among their like
+    return [
+        int(shade)
+        for shade, count in zip(shades[dark], counts[dark], strict=True)
+        if count >= _LEAST_OF_A_LABEL * counts.sum() and (flat == shade).sum() >= count / 2
+    ]
+
+
+def _refuse_labels(path: Path, values: Array) -> None:
+    """Raise `InputError` for values (H, W) that may be soft or labels, of which the dark ones would be lost."""
+    dark = _dark_labels(path, values)
+    if dark:
+        raise InputError(
+            f"{path}: are {dark[0]} and {int(values.max())} labels, or is this a soft mask? Choose with --object "
+            f"{dark[0]} or --object all, or make {dark[0]} black where it is background, white where it is object"
+        )
+
+
 def _select(path: Path, image: Image.Image, object_id: int | None) -> Array:
     """Foreground (h, w) bool of a mask file at its own size."""
     values = _labels(path, image)
@@ -104,6 +154,7 @@ def _select(path: Path, image: Image.Image, object_id: int | None) -> Array:
         return values == object_id
     if not _is_soft(image, values):
         return values != 0
+    _refuse_labels(path, values)
     white = 255 if values.dtype == np.uint8 else 65535 if values.dtype == np.uint16 else max(float(values.max()), 1e-9)
     return values >= white / 2
 
@@ -130,7 +181,9 @@ def mask_labels(path: Path) -> tuple[int, ...]:
     """The integer labels in a mask file, without 0; none in a mask that is black and white, soft, or in colours."""
     image = open_image(path, "mask")
     values = _labels(path, image)
-    if values.ndim == 3 or values.dtype.kind not in "iu" or _is_soft(image, values):
+    if values.ndim == 3 or values.dtype.kind not in "iu":
+        return ()
+    if _is_soft(image, values) and not _dark_labels(path, values):
         return ()
     return tuple(int(value) for value in np.unique(values) if value != 0)
 

@@ -13,7 +13,7 @@ from sparse_ga.config import Config
 from sparse_ga.geometry.cameras import rays
 from sparse_ga.geometry.transforms import inverse
 from sparse_ga.geometry.two_view import essential, sampson
-from sparse_ga.products import Alignment, Array, PairMatches, Reconstruction, VerifiedMatches, View
+from sparse_ga.products import Alignment, Array, PairMatches, Reconstruction, VerifiedMatches
 from sparse_ga.report.details import (
     Convergence,
     PairPicture,
@@ -24,6 +24,7 @@ from sparse_ga.report.details import (
 )
 from sparse_ga.stages.calibrate import Calibration, warning_of
 from sparse_ga.stages.job import Job
+from sparse_ga.stages.remarks import remarks
 from sparse_ga.status import JobKeys, job_keys, status
 from sparse_ga.store import Key, Store
 
@@ -75,7 +76,7 @@ def collect_details(
         uncertainty_deg=np.zeros(0) if refined is None else refined.uncertainty_deg,
         stages=tuple(stages),
         advice=tuple(advice),
-        warnings=_warnings(views, records, refined, _calibration(keys, store)),
+        warnings=(*remarks(views, job.sources), *_warnings(records, refined, _calibration(keys, store))),
         settings=changed_settings(job.config),
     )
 
@@ -207,13 +208,11 @@ def _calibration(keys: JobKeys, store: Store) -> Calibration | None:
 
 
 def _warnings(
-    views: Sequence[View], records: Sequence[PairRecord], refined: Alignment | None, calibration: Calibration | None
+    records: Sequence[PairRecord], refined: Alignment | None, calibration: Calibration | None
 ) -> tuple[str, ...]:
     warnings = []
     if calibration is not None and (text := warning_of(calibration)):
         warnings.append(text)
-    if views and all(view.mask.all() for view in views):
-        warnings.append("no masks and no alpha channels: everything in the photographs counts as the object")
     if refined is not None and not refined.status.startswith("ok"):
         warnings.append(f"the refinement ended with: {refined.status}")
     lost = sum(one.matches is None for one in records)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparse_ga.api import given_cameras
+from sparse_ga.api import given_cameras, make_job
+from sparse_ga.config import make_config
 from sparse_ga.errors import InputError, UnusedCameras
 from sparse_ga.geometry.transforms import exp_so3, make
 from sparse_ga.io.cameras_file import GivenCamera, assign_cameras, check_intrinsics, check_pose, read_cameras
 from sparse_ga.io.images import find_images, read_photograph
-from sparse_ga.io.masks import find_masks, read_mask
+from sparse_ga.io.masks import find_masks, mask_labels, read_mask
 from sparse_ga.products import InvalidProduct, View
 
 SIZE = (24, 16)  # W, H
@@ -150,7 +153,90 @@ def test_find_images_says_what_is_wrong(tmp_path: Path):
         find_images([tmp_path / "x" / "a.png", tmp_path / "y" / "a.jpg"])
 
 
+def test_photographs_in_subfolders_are_pointed_at(tmp_path: Path):
+    save(tmp_path / "left" / "a.png", picture())
+    save(tmp_path / "right" / "b.png", picture())
+    with pytest.raises(InputError, match="no photographs here, but in left, right below it"):
+        find_images(tmp_path)
+    assert len(find_images(f"{tmp_path}/*/*.png")) == 2
+
+
+def test_a_folder_among_several_is_no_missing_file(tmp_path: Path):
+    save(tmp_path / "left" / "a.png", picture())
+    with pytest.raises(InputError, match=r"left: this is a folder among several"):
+        find_images([tmp_path / "left", tmp_path / "left"])
+
+
+def test_colmap_masks_beside_the_photographs_are_not_photographs(tmp_path: Path):
+    for name in ("a.jpg", "a.jpg.png", "b.jpg", "b.jpg.png", "c.jpg.png"):
+        save(tmp_path / name, picture())
+    assert [path.name for path in find_images(tmp_path)] == ["a.jpg", "b.jpg", "c.jpg.png"]
+    assert [path.name for path in find_images(f"{tmp_path}/a*")] == ["a.jpg"]
+    assert find_masks([tmp_path / "a.jpg"], tmp_path) == [tmp_path / "a.jpg.png"]
+
+
+def test_a_folder_that_cannot_be_read_names_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    image = save(tmp_path / "a.png", picture())
+
+    def refuse(folder: Path) -> list[Path]:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    named = rf"{re.escape(str(tmp_path))}: cannot be read \(Permission denied\); check its permissions"
+    with pytest.raises(InputError, match=named):
+        find_images(tmp_path)
+    with pytest.raises(InputError, match=named):
+        find_masks([image], tmp_path)
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_with_accents_from_another_system_are_the_same(tmp_path: Path, forms: tuple[str, str]):
+    one, other = (unicodedata.normalize(form, "é") for form in forms)
+    image = save(tmp_path / "images" / f"{one}.png", picture())
+    mask = save(tmp_path / "masks" / f"{other}.png", blob().astype(np.uint8) * 255)
+    assert find_masks([image], tmp_path / "masks") == [mask]
+    assert find_masks([image], {other: mask}) == [mask]
+    images = [image, save(tmp_path / "images" / "b.png", picture())]
+    for name in (f"{other}.png", other):
+        job = make_job(images, None, None, make_config({}), {name: GivenCamera(np.array(K))})  # type: ignore[arg-type]
+        assert [source.camera is not None for source in job.sources] == [True, False]
+        assert list(given_cameras([f"{one}.png", "b.png"], {name: np.array(K)}, None)) == [f"{one}.png"]
+    with pytest.raises(InputError, match="have one name"):
+        find_images([image, save(tmp_path / "more" / f"{other}.png", picture())])
+
+
 # ---------------------------------------------------------------- masks
+
+
+@pytest.mark.parametrize("name", ["VIEW.PNG", "VIEW.mask.PNG", "VIEW.JPG.PNG", "VIEW.TIF"])
+def test_masks_with_extensions_in_capitals_are_found(tmp_path: Path, name: str):
+    image = save(tmp_path / "images" / "VIEW.JPG", picture())
+    mask = save(tmp_path / "masks" / name, blob().astype(np.uint8) * 255)
+    assert find_masks([image], tmp_path / "masks") == [mask]
+
+
+@pytest.mark.parametrize("white", [np.uint8(255), np.uint16(65535)])
+def test_labels_up_to_white_are_not_taken_for_a_soft_mask(tmp_path: Path, white: np.generic):
+    labels = np.zeros((48, 64), white.dtype)
+    labels[8:40, 8:30], labels[8:40, 30:56] = 1, white
+    path = save(tmp_path / "labels.png", labels)
+    with pytest.raises(InputError, match=rf"labels\.png: are 1 and {white} labels, or is this a soft mask"):
+        read_mask(path, (64, 48))
+    np.testing.assert_array_equal(read_mask(path, (64, 48), 1), labels == 1)
+    np.testing.assert_array_equal(read_mask(path, (64, 48), int(white)), labels == white)
+    assert mask_labels(path) == (1, int(white))
+
+
+@pytest.mark.parametrize("shades", [2, 4, 8, 16, 256])
+def test_antialiased_masks_and_trimaps_are_soft(tmp_path: Path, shades: int):
+    y, x = np.mgrid[:48, :64]
+    distance = 14 - np.hypot(y - 24, x - 32)  # px inside of a disc
+    soft = np.rint(np.clip(distance / 3 + 0.5, 0, 1) * (shades - 1)) / (shades - 1) * 255
+    path = save(tmp_path / "soft.png", np.rint(soft).astype(np.uint8))
+    np.testing.assert_array_equal(read_mask(path, (64, 48)), np.rint(soft) >= 128)
+    assert mask_labels(path) == ()
+    trimap = np.where(distance > 4, 255, np.where(distance > -4, 128, 0)).astype(np.uint8)
+    np.testing.assert_array_equal(read_mask(save(tmp_path / "trimap.png", trimap), (64, 48)), trimap > 0)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.mask.png", "a.jpg.png", "a.tif", "a.webp"])
@@ -273,7 +359,7 @@ def test_cameras_from_json(tmp_path: Path):
         ('{"a": {"K": [[-1, 0, 0], [0, 1, 0], [0, 0, 1]]}}', "positive"),
         ('{"a": {"K": [[1, 1, 0], [0, 1, 0], [0, 0, 1]]}}', "K must be"),
         ('{"a": {"K": "x"}}', "3x3"),
-        ('{"a": {"K": [[NaN, 0, 0], [0, 1, 0], [0, 0, 1]]}}', "finite"),
+        ('{"a": {"K": [[NaN, 0, 0], [0, 1, 0], [0, 0, 1]]}}', "K has a number that is not finite"),
         ('{"a": {"cam2w": [[2, 0, 0, 0], [0, 2, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]]}}', "without scale"),
         ('{"a": {"cam2w": [[-1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]}}', "mirroring"),
         ('{"a": {"size": [1, 2, 3]}}', "size"),
@@ -368,6 +454,35 @@ def test_intrinsics_for_another_size_are_scaled_about_the_pixel_corner():
     assert camera.intrinsics_for((24, 16), "a") is camera.intrinsics
     with pytest.raises(InputError, match=r"24x16.*30x16"):
         camera.intrinsics_for((30, 16), "a.png")
+
+
+@pytest.mark.parametrize(
+    ("matrix", "size", "message"),
+    [
+        (
+            [[1.25, 0, 0.5], [0, 1.6, 0.5], [0, 0, 1]],
+            None,
+            r"focal length of 1\.25 px.*this photograph, 320x240",
+        ),
+        ([[1.25, 0, 0.5], [0, 1.6, 0.5], [0, 0, 1]], (640, 480), "focal length"),
+        ([[24, 0, 159.5], [0, 24, 119.5], [0, 0, 1]], None, "focal length of 24 px"),  # in millimetres
+        ([[400, 0, 0.5], [0, 400, 0.5], [0, 0, 1]], None, r"principal point \(0\.5, 0\.5\) in a corner"),
+        ([[400, 0, 0], [0, 400, 0], [0, 0, 1]], None, "in a corner"),
+        ([[800, 0, 318], [0, 800, 241], [0, 0, 1]], None, "in a corner"),  # of a photograph of twice the size
+        ([[4000, 0, 1600], [0, 4000, 1200], [0, 0, 1]], None, "far outside"),
+    ],
+)
+def test_a_camera_that_cannot_be_the_photographs_is_refused(matrix: list, size: tuple | None, message: str):
+    with pytest.raises(InputError, match=rf"a\.png: K has .*{message}"):
+        GivenCamera(np.array(matrix, float), None, size).intrinsics_for((320, 240), "a.png")
+
+
+@pytest.mark.parametrize("point", [(159.5, 119.5), (-40, 300), (0, 120), (700, 120)])
+def test_cameras_of_crops_and_wide_angles_are_taken(point: tuple[float, float]):
+    matrix = np.array([[90, 0, point[0]], [0, 90, point[1]], [0, 0, 1]])
+    assert GivenCamera(matrix).intrinsics_for((320, 240), "a.png") is matrix
+    tiny = np.array([[3, 0, 0], [0, 3, 0], [0, 0, 1.0]])
+    assert GivenCamera(tiny).intrinsics_for((1, 1), "a.png") is tiny
 
 
 def test_given_matrices_are_checked():
