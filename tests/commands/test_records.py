@@ -113,7 +113,7 @@ def test_the_background_is_no_object(folder: Path, text: str, capsys: pytest.Cap
     assert run(f"--object={text}") == 2
     assert "labels of objects start at 1" in capsys.readouterr().err
     assert main(["check", "images", "--masks", "masks", "--object=0"]) == 2
-    assert "greater than or equal to 1" in capsys.readouterr().err
+    assert "labels of objects start at 1" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- one stage again
