@@ -614,7 +614,7 @@ def test_a_folder_of_an_earlier_run_that_cannot_be_read_names_itself(
 
     monkeypatch.setattr(Path, "is_file", refuse)
     assert command("status", "out") == 2
-    assert "job.json: Permission denied; check its permissions" in wrong(capsys)
+    assert "out/cache.txt: Permission denied; check its permissions" in wrong(capsys)
 
 
 def test_clean_of_a_folder_that_cannot_be_written_is_exit_code_4(
