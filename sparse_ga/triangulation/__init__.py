@@ -15,6 +15,7 @@ from sparse_ga.triangulation.dense import bare_views, dense_cloud
 from sparse_ga.triangulation.fusion import Fusion, LoadSource, object_diameter
 from sparse_ga.triangulation.origin import about_origin, in_given_world, local_origin
 from sparse_ga.triangulation.sparse import MatchedPairs, inside_masks, solve_sparse
+from sparse_ga.triangulation.views import make_rig
 
 __all__ = ["MatchedPairs", "triangulate_views"]
 
@@ -35,7 +36,7 @@ def triangulate_views(
     alignment this is plain triangulation: nothing moves the cameras. Without tracks or depths the reconstruction is
     empty, never wrong.
     """
-    given, origin = views, local_origin(alignment)
+    given, origin = make_rig(views, alignment), local_origin(alignment)
     views, alignment = about_origin(views, alignment, origin)
     sparse = solve_sparse(views, alignment, matched, config)
     masks = [view.mask for view in views]
@@ -49,4 +50,4 @@ def triangulate_views(
             track_cloud(sparse), bare_views(views, sparse), (), masks, object_diameter(sparse.tracks.points)
         )
     local = assemble(views, alignment, sparse, fusion, config, load_source)
-    return in_given_world(local, origin, [v if held else None for v, held in zip(given, sparse.rig.held_pose)])
+    return in_given_world(local, origin, make_rig(views, alignment), given)

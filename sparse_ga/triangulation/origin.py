@@ -9,6 +9,7 @@ import numpy as np
 
 from sparse_ga.geometry.placement import shifted, shifted_poses
 from sparse_ga.products import Alignment, Array, Reconstruction, View
+from sparse_ga.triangulation.views import Rig
 
 
 def local_origin(alignment: Alignment) -> Array:
@@ -28,14 +29,13 @@ def about_origin(views: Sequence[View], alignment: Alignment, origin: Array) -> 
     return near, replace(alignment, world_from_cam=shifted_poses(alignment, -origin))
 
 
-def in_given_world(local: Reconstruction, origin: Array, held: Sequence[View | None]) -> Reconstruction:
+def in_given_world(local: Reconstruction, origin: Array, near: Rig, given: Rig) -> Reconstruction:
     """The reconstruction back in the world in which its origin is `origin` (3,).
 
-    Views that are `held` (None for the others) get the pose they were given, bit for bit: there and back is rounded.
+    `near` and `given` are the cameras to begin with, about the origin and in that world. Those that nothing has moved
+    come out as they were, bit for bit: there and back is rounded.
     """
     result = shifted(local, origin)
-    poses = result.world_from_cam.copy()
-    for n, view in enumerate(held):
-        if view is not None:
-            poses[n] = view.world_from_cam
+    unmoved = (local.world_from_cam == near.world_from_cam).all((1, 2))  # (N,)
+    poses = np.where(unmoved[:, None, None], given.world_from_cam, result.world_from_cam)
     return replace(result, world_from_cam=poses)
