@@ -32,7 +32,7 @@ from sparse_ga.evaluation import relative_errors_deg
 from sparse_ga.geometry import cameras, transforms
 from sparse_ga.products import Alignment, Array, PairMatches, PairPrediction, VerifiedMatches, View
 from sparse_ga.synthetic.oracle import OracleNoise, OraclePredictor
-from sparse_ga.triangulation.sparse import solve_sparse
+from sparse_ga.triangulation.sparse import MatchedPairs, SparseResult, solve_sparse
 from sparse_ga.triangulation.views import Rig
 
 NOTHING = VerifiedMatches(PairMatches.empty(), 0.0, "none", "no matches")
@@ -486,7 +486,13 @@ def test_views_of_one_camera_share_it_and_cameras_differ() -> None:
 def adjusted(case: Case, config: Refine2dConfig | None = None) -> Rig:
     """The cameras after both stages and the bundle adjustment."""
     refined = case.refine(config)
-    return solve_sparse(case.views, refined, case.pairs, case.matches.__getitem__, TriangulateConfig()).rig
+    return adjusted_sparse(case, refined).rig
+
+
+def adjusted_sparse(case: Case, refined: Alignment) -> SparseResult:
+    """What the bundle adjustment makes of an alignment."""
+    matched = MatchedPairs(case.pairs, case.matches.__getitem__)
+    return solve_sparse(case.views, refined, matched, TriangulateConfig())
 
 
 @pytest.mark.slow
@@ -742,7 +748,7 @@ def test_given_poses_of_few_digits_are_kept_to_the_last_bit_of_their_rotations(d
     for alignment in (case.align()[1], refined):
         assert_sound(alignment)
         np.testing.assert_array_equal(alignment.world_from_cam, given)
-    solved = solve_sparse(case.views, refined, case.pairs, case.matches.__getitem__, TriangulateConfig())
+    solved = adjusted_sparse(case, refined)
     assert solved.adjustment.status == "kept"  # the focal length is not given
     assert solved.rig.held_pose.all()
     np.testing.assert_array_equal(solved.rig.world_from_cam, given)
