@@ -291,6 +291,7 @@ class Alignment:
         check(self.anchor_start, "Alignment.anchor_start", (n + 1,), "i")
         for name in ("world_from_cam", "intrinsics", "anchor_depth", "uncertainty_deg", "residual_history"):
             check_finite(getattr(self, name), f"Alignment.{name}")
+        check_finite(np.array(self.match_cost), "Alignment.match_cost")
 
     @property
     def dropped_names(self) -> frozenset[tuple[str, str]]:

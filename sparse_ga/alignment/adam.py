@@ -16,11 +16,11 @@ import roma
 import torch
 from torch import Tensor
 
+from sparse_ga.alignment.known_poses import in_different_places
 from sparse_ga.alignment.levenberg import Solution
 from sparse_ga.alignment.problem import Problem, State
 from sparse_ga.alignment.viewgraph import spanning_tree, tree_order
 from sparse_ga.geometry.transforms import inverse
-from sparse_ga.products import Array
 
 STEPS = 300
 _RATES = (0.07, 0.014)
@@ -162,12 +162,7 @@ def _make_chain(problem: Problem) -> _Chain:
             levels.append([])
         levels[level[child] - 1].append((child, parent))
     order = tuple((torch.tensor([c for c, _ in part]), torch.tensor([p for _, p in part])) for part in levels)
-    return _Chain(order, torch.from_numpy(held), _are_apart(inverse(problem.pose_prior[held])[:, :3, 3]))
-
-
-def _are_apart(places: Array) -> bool:
-    """Whether not all of `places` (k, 3) are one."""
-    return len(places) > 1 and bool(np.ptp(places, axis=0).max() > 1e-9 * np.abs(places).max())
+    return _Chain(order, torch.from_numpy(held), in_different_places(inverse(problem.pose_prior[held])))
 
 
 def _initial(start: State, chain: _Chain) -> _Variables:

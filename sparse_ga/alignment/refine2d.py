@@ -84,8 +84,7 @@ def refine_views(
 
 def _dropped(alignment: Alignment, pairs: Sequence[tuple[int, int]]) -> Array:
     """Which pairs (P,) bool the alignment left out."""
-    names = alignment.names
-    left_out = {tuple(text.split(" | ")[:2]) for text in alignment.dropped_pairs}
+    names, left_out = alignment.names, alignment.dropped_names
     return np.array([i == j or (names[i], names[j]) in left_out for i, j in pairs], bool)
 
 

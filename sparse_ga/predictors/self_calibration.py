@@ -41,9 +41,7 @@ THRESHOLD_PX = 1.5
 GRID_RATIO = 1.4
 MAX_TRACKS = 1500
 FEW_VIEWS = 8  # as few, or half of the views where that is less, fit a wrong focal length as well
-_RIVAL = (
-    1.15  # score, in units of the best: a focal length that explains the photographs this well may be the right one
-)
+_RIVAL = 1.15  # score, in units of the best: who explains the photographs this well may be right as well
 _SETTLING = 7  # trials of the best candidates after the grid, about
 
 

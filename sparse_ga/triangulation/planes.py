@@ -16,6 +16,7 @@ import numpy as np
 from sparse_ga.products import Array
 from sparse_ga.triangulation.correlation import Crop, Picture, Surroundings, crop_of, over_all_views, score
 from sparse_ga.triangulation.depth import DepthView
+from sparse_ga.triangulation.fusion import sample_points
 from sparse_ga.triangulation.stereo import semi_global
 
 _PLANES = 64
@@ -24,7 +25,6 @@ _NEIGHBOURS = 4
 _FAR = 0.05  # share of the diameter; what is nearer to the depth at hand is left to the refinement
 _CLEARLY = 0.1  # how much better a plane must correlate than the depth at hand
 _FAIR = 0.5  # and how well at least
-_SPARSELY = 20  # pixels for each one that tells where the object begins and ends
 _OUTLIERS_PERCENT = 1.0
 _MARGIN = 0.1  # share of the object's extent along the optical axis
 
@@ -36,8 +36,7 @@ def search_planes(
 
     `images` are (H, W, 3) uint8 by view index, `neighbours` view indices by view index; `diameter` is the object's.
     """
-    points = np.concatenate([np.zeros((0, 3)), *(view.world_points()[::_SPARSELY] for view in depths)])
-    work = partial(_search_view, points=points, far=_FAR * diameter)
+    work = partial(_search_view, points=sample_points(depths), far=_FAR * diameter)
     return over_all_views(work, depths, Surroundings(images, neighbours), _NEIGHBOURS, halved=True)
 
 

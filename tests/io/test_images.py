@@ -444,7 +444,8 @@ def test_the_file_name_counts_before_the_stem_and_the_stem_must_tell_cameras_apa
 def test_cameras_that_fit_no_image_are_counted():
     cameras = {name: GivenCamera(np.array(K)) for name in ("a.jpg", "B.jpg", "img_c.jpg")}
     with pytest.warns(UnusedCameras, match=r"2 of 3 cameras fit no image .* 'B.jpg'; 1 of 2 images have one"):
-        assign_cameras(["a.jpg", "b.jpg"], cameras, "cameras.json")
+        found = assign_cameras(["a.jpg", "b.jpg"], cameras, "cameras.json")
+    assert found == [cameras["a.jpg"], None]
 
 
 def test_intrinsics_for_another_size_are_scaled_about_the_pixel_corner():
