@@ -1,6 +1,7 @@
 """Train the compact MASt3R on procedural pairs rendered as it goes; run in chunks, resume exactly, export.
 
     train_compact.py train RUN --minutes 25            # again and again, until the schedule ends
+    train_compact.py within RUN --minutes 9 --fuse     # a whole training in that time, on a GPU; weights in RUN/weights
     train_compact.py measure RUN                       # views and pairs a second of this device, no training
     train_compact.py validate RUN [--classical]        # fixed unseen scenes: the network, or the classical predictor
     train_compact.py export RUN FOLDER                 # averaged weights, half precision, for sparse_ga/weights/compact
@@ -16,9 +17,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -26,6 +26,8 @@ import torch
 from sparse_ga.network.model import AsymmetricMASt3R
 from sparse_ga.synthetic.procedural.pool import Pool, write_shard
 from sparse_ga.synthetic.procedural.scene import SceneConfig, render_batch
+from sparse_ga.synthetic.procedural.shapes import fuse_distances
+from sparse_ga.training.budget import device_name, measure_speed, scheduled, stages, train_within
 from sparse_ga.training.checkpoints import averaged_weights, export_parts, load_parts
 from sparse_ga.training.compact_task import CompactTask, CompactTaskConfig, architecture
 from sparse_ga.training.loop import Chunk, LoopConfig, run
@@ -59,8 +61,8 @@ def _losses(model: AsymmetricMASt3R, args: argparse.Namespace) -> Record:
     config = replace(_config(args), pool_objects=args.unseen, mode_weights=modes[args.mode], imperfect_share=0.0)
     task = CompactTask(config, None, pool=_unseen_pool(args))
     with torch.no_grad():
-        records = [task.loss(model, step)[1] for step in range(_LOSS_BATCHES)]
-    return {name: sum(r[name] for r in records) / len(records) for name in ("error", "nce", "accuracy")}
+        measured = [task.loss(model, step)[1] for step in range(_LOSS_BATCHES)]
+    return {name: float(sum(m[name] for m in measured)) / len(measured) for name in ("error", "nce", "accuracy")}
 
 
 def _validator(pairs: list[UnseenPair], args: argparse.Namespace) -> Callable[[AsymmetricMASt3R], Record]:
@@ -83,6 +85,7 @@ def _config(args: argparse.Namespace) -> CompactTaskConfig:
         objects=args.objects,
         views=args.views,
         rendered_steps=args.rendered_steps,
+        repeats=args.repeats,
         pool_objects=args.pool,
         correspondences=args.correspondences,
         seed=args.seed,
@@ -103,17 +106,31 @@ def render(args: argparse.Namespace) -> None:
         write_shard(pool.folder, pool.config, pool.seed, index)
 
 
+def _loop(args: argparse.Namespace) -> LoopConfig:
+    base = LoopConfig(
+        learning_rate=args.rate, weight_decay=0.05, validate_every=args.validate_every, optimizer=args.optimizer
+    )
+    return scheduled(base, args.steps, args.final_share)
+
+
+def _set_up(args: argparse.Namespace) -> None:
+    """Tensor cores for what is left in single precision, and fused distances where they compile."""
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    if args.fuse:
+        fuse_distances()
+        try:
+            count = args.objects * args.rendered_steps
+            render_batch(SceneConfig(count, 1, 16, 16, grid=16), 0, 0, torch.device(args.device))
+        except Exception as error:  # whatever a compiler may say: rendering works without it
+            fuse_distances(False)
+            print(f"--fuse: not compiled, goes on without ({type(error).__name__}: {str(error)[:300]})")
+
+
 def train(args: argparse.Namespace) -> None:
     """Train from the last checkpoint for the time given."""
-    torch.backends.cuda.matmul.allow_tf32 = True
-    loop = LoopConfig(
-        steps=args.steps,
-        learning_rate=args.rate,
-        warmup=max(1, min(1000, args.steps // 10)),
-        weight_decay=0.05,
-        average_decay=max(0.0, min(0.9995, 1 - 20 / args.steps)),
-        validate_every=args.validate_every,
-    )
+    _set_up(args)
+    loop = _loop(args)
     initial = None if args.start is None else load_parts(args.start)
     validator = _validator(_unseen(args), args) if args.unseen > 0 else None
     task = CompactTask(_config(args), validator, initial, _pool(args) if args.pool else None)
@@ -121,41 +138,25 @@ def train(args: argparse.Namespace) -> None:
     print(f"step {state.step} of {loop.steps}; {args.run / 'metrics.jsonl'}, {args.run / 'plots.html'}")
 
 
-def _seconds(work: Callable[[int], object], device: torch.device, count: int = 5) -> float:
-    """Mean wall time of one call after two warm-up calls."""
-    for index in range(2):
-        work(index)
-    _wait(device)
-    begun = time.perf_counter()
-    for index in range(count):
-        work(index + 2)
-    _wait(device)
-    return (time.perf_counter() - begun) / count
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def measure(args: argparse.Namespace) -> None:
-    """Print rendered views a second and trained pairs a second."""
-    device, config = torch.device(args.device), _config(args)
-    scene = SceneConfig(config.objects * config.rendered_steps, config.views, config.side, config.side)
-    rendering = _seconds(lambda index: render_batch(scene, 5, index, device), device)
-    task = CompactTask(config, None, pool=_pool(args) if args.pool else None)
-    model = task.build().to(device)
-    learning = _seconds(lambda index: task.loss(model, index)[0].backward(), device, 4 * config.rendered_steps)
-    views = config.objects * config.views
-    figures = {
-        "views_per_s": views * config.rendered_steps / rendering,
-        "pairs_per_s": views / 2 / learning,  # rendering, or reading the pool, included
-        "seconds_per_step": learning,
-    }
+    """Print rendered views a second and trained pairs a second, rendering included."""
+    device = torch.device(args.device)
+    _set_up(args)
+    speed = measure_speed(_config(args), _loop(args), device)
+    figures = {"device": device_name(device), **{k: round(v, 4) for k, v in asdict(speed).items()}}
     if device.type == "cuda":
-        figures["peak_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    print(json.dumps({"device": name, **{k: round(v, 3) for k, v in figures.items()}}))
+        figures["peak_memory_gb"] = round(torch.cuda.max_memory_allocated(device) / 1e9, 1)
+    print(json.dumps(figures))
+
+
+def within(args: argparse.Namespace) -> None:
+    """Train in the time given: at half the side, then at the side, with as many steps as there is time for."""
+    if args.minutes is None:
+        raise SystemExit("train_compact.py within: say in how many --minutes")
+    _set_up(args)
+    initial = None if args.start is None else load_parts(args.start)
+    plan = stages(_config(args), args.first_share) if args.first_share > 0 else stages(_config(args), 0.0)[1:]
+    train_within(args.minutes, plan, _loop(args), args.run, torch.device(args.device), initial)
 
 
 def _averaged(args: argparse.Namespace) -> AsymmetricMASt3R:
@@ -194,7 +195,7 @@ def pack(args: argparse.Namespace) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=["render", "train", "measure", "validate", "export", "pack"])
+    parser.add_argument("action", choices=["render", "train", "within", "measure", "validate", "export", "pack"])
     parser.add_argument("run", type=Path, help="folder of the run: checkpoints, metrics, validation scenes")
     parser.add_argument("output", type=Path, nargs="?", help="export, pack: where the weights go")
     for name, value, text in (
@@ -202,6 +203,7 @@ def _arguments() -> argparse.Namespace:
         ("objects", 16, "objects in a batch"),
         ("views", 4, "views of an object, in pairs"),
         ("rendered-steps", 4, "steps whose objects are rendered together"),
+        ("repeats", 3, "how often rendered objects are used, in other pairs and under other masks"),
         ("pool", 0, "objects rendered once into RUN/pool and drawn from; 0: new ones for every step"),
         ("correspondences", 1024, "correspondences of a pair in the matching loss"),
         ("steps", 60000, "length of the whole schedule"),
@@ -223,7 +225,11 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--start", type=Path, default=None, help="train: packed weights to start from")
     parser.add_argument("--classical", action="store_true", help="validate: the classical predictor instead")
+    parser.add_argument("--optimizer", choices=["muon", "adamw"], default="muon", help="what steps the weights")
     parser.add_argument("--rate", type=float, default=5e-4, help="peak learning rate")
+    parser.add_argument("--final-share", type=float, default=0.01, help="learning rate at the end, of the peak")
+    parser.add_argument("--first-share", type=float, default=0.5, help="within: of the time, at half the side")
+    parser.add_argument("--fuse", action="store_true", help="compile the renderer's distances: pays on a GPU")
     parser.add_argument("--minutes", type=float, default=None, help="stop after this long; run again to go on")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
@@ -233,9 +239,8 @@ def main() -> None:
     """Run one action."""
     args = _arguments()
     torch.set_num_threads(args.threads)
-    {"render": render, "train": train, "measure": measure, "validate": validate, "export": export, "pack": pack}[
-        args.action
-    ](args)
+    actions = (render, train, within, measure, validate, export, pack)
+    {action.__name__: action for action in actions}[args.action](args)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,20 @@ def attend_padded(
     return out.transpose(1, 2)[q_valid]  # (sum Lq, h, d)
 
 
+def attend_dense(query: Tensor, key: Tensor, value: Tensor, kept: Tensor | None) -> Tensor:
+    """Softmax attention (B, Lq, h, d) of `query` (B, Lq, h, d) to the kept ones of `key` and `value` (B, Lk, h, d).
+
+    `kept` (B, Lk) bool, or None for all. Queries that have no key at all receive zeros.
+    """
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    if kept is None:
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    no_key = ~kept.any(1)  # (B,)
+    allowed = (kept | no_key[:, None])[:, None, None, :].expand(-1, -1, q.shape[2], -1)  # (B, 1, Lq, Lk)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)  # (B, h, Lq, d)
+    return out.masked_fill(no_key[:, None, None, None], 0.0).transpose(1, 2)
+
+
 def _slots(lengths: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
     """Row of the packed tensor in every padded slot (B, L), and whether the slot is taken (B, L)."""
     longest = max(max(lengths), 1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparse_ga.network.attention import attend
+from sparse_ga.network.attention import attend, attend_dense
 from sparse_ga.network.positions import Rotation
 
 EPSILON = 1e-6
@@ -20,6 +20,25 @@ class Layout:
     lengths: tuple[int, ...]
     positions: Tensor  # (T, 2) int64, (y, x)
     rotation: Rotation | None = None
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, keys: Layout) -> Tensor:
+        """Attention of `query` (T, h, d), laid out so, to `key` and `value`, laid out as `keys`: (T, h * d)."""
+        return attend(query, key, value, self.lengths, keys.lengths).flatten(1)
+
+
+@dataclass(frozen=True, eq=False)
+class DenseLayout(Layout):
+    """B sequences of L tokens each, in tensors (B, L, C); tokens that are not kept are attended to by none.
+
+    For training, where many images of one size go through together and nothing may wait for a GPU.
+    """
+
+    kept: Tensor | None = None  # (B, L) bool; None: all
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, keys: Layout) -> Tensor:
+        """As `Layout.attend`, with (B, L, ...) in place of (T, ...)."""
+        assert isinstance(keys, DenseLayout)
+        return attend_dense(query, key, value, keys.kept).flatten(2)
 
 
 class Mlp(nn.Module):
@@ -46,10 +65,10 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """(T, C) to (T, C)."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(1)  # (T, h, d) each
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)  # (T, h, d) each
         if layout.rotation is not None:
             q, k = layout.rotation(q), layout.rotation(k)
-        return self.proj(attend(q, k, v, layout.lengths, layout.lengths).flatten(1))
+        return self.proj(layout.attend(q, k, v, layout))
 
 
 class CrossAttention(nn.Module):
@@ -70,7 +89,7 @@ class CrossAttention(nn.Module):
         v = self.projv(other).unflatten(-1, (self.heads, -1))  # (S, h, d)
         if layout.rotation is not None and other_layout.rotation is not None:
             q, k = layout.rotation(q), other_layout.rotation(k)
-        return self.proj(attend(q, k, v, layout.lengths, other_layout.lengths).flatten(1))
+        return self.proj(layout.attend(q, k, v, other_layout))
 
 
 class EncoderBlock(nn.Module):

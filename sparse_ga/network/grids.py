@@ -8,6 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from sparse_ga.network.positions import grid_positions
+
 
 @dataclass(frozen=True)
 class Window:
@@ -121,15 +123,13 @@ class TokenGrid:
     """The patches of one image.
 
     `kept`: patches that are in the sequence; `wanted`: patches that hold foreground, whose outputs matter. None means
-    all of them. Both live on the CPU, so that asking for sizes never waits for a GPU. `whole_heads` asks for the head's
-    output on the whole grid all the same (training batches heads so).
+    all of them. Both live on the CPU, so that asking for sizes never waits for a GPU.
     """
 
     rows: int
     columns: int
     kept: Tensor | None = None  # (rows, columns) bool, CPU
     wanted: Tensor | None = None  # (rows, columns) bool, CPU
-    whole_heads: bool = False
 
     @property
     def size(self) -> int:
@@ -154,8 +154,6 @@ class TokenGrid:
         y, x = self.wanted.nonzero(as_tuple=True)
         if len(y) == 0:
             return None
-        if self.whole_heads:
-            return whole(self.rows, self.columns)
         return Window(int(y.min()), int(y.max()) + 1, int(x.min()), int(x.max()) + 1)
 
     def select_kept(self, patches: Tensor) -> Tensor:
@@ -219,3 +217,13 @@ def shepard_weights(kept: Tensor) -> Tensor:
     square = (absent[:, None] - present[None]).square().sum(-1)  # (A, L)
     weight = square.pow(-2)
     return weight / weight.sum(1, keepdim=True)
+
+
+def fill_dense(tokens: Tensor, kept: Tensor, size: tuple[int, int]) -> Tensor:
+    """`TokenGrid.fill` of B grids of `size` (rows, columns) at once: tokens (B, L, C), `kept` (B, L) bool."""
+    positions = grid_positions(*size, device=tokens.device).float()  # (L, 2)
+    square = torch.cdist(positions, positions).square().round()  # (L, L)
+    weight = torch.where(square > 0, square.clamp_min(1).pow(-2), 0.0) * kept[:, None]  # (B, L, L)
+    weight = weight / weight.sum(2, keepdim=True).clamp_min(1e-20)
+    blend = weight.to(tokens.dtype) @ torch.where(kept[..., None], tokens, 0.0)
+    return torch.where(kept[..., None], tokens, blend)

@@ -45,19 +45,24 @@ def paint_background(image: Tensor, mask: Tensor) -> Tensor:
     coarse to fine each unknown cell takes the interpolated coarser value. The result depends on the foreground only; an
     image without foreground becomes zero (mid-grey).
     """
-    known = mask[None, None].to(image.dtype)  # (1, 1, H, W)
-    colour = torch.where(mask, image, torch.zeros_like(image))[None]  # (1, 3, H, W), background never read
+    return paint_backgrounds(image[None], mask[None])[0]
+
+
+def paint_backgrounds(images: Tensor, masks: Tensor) -> Tensor:
+    """`paint_background` of `images` (B, 3, H, W) under `masks` (B, H, W)."""
+    known = masks[:, None].to(images.dtype)  # (B, 1, H, W)
+    colour = torch.where(masks[:, None], images, torch.zeros_like(images))  # (B, 3, H, W), background never read
     colours, weights = [colour], [known]
     while max(colour.shape[-2:]) > 1:
         odd = (0, colour.shape[-1] % 2, 0, colour.shape[-2] % 2)  # padded with nothing known
-        share = F.avg_pool2d(F.pad(known, odd), 2)  # (1, 1, h, w)
-        total = F.avg_pool2d(F.pad(colour * known, odd), 2)  # (1, 3, h, w)
+        share = F.avg_pool2d(F.pad(known, odd), 2)  # (B, 1, h, w)
+        total = F.avg_pool2d(F.pad(colour * known, odd), 2)  # (B, 3, h, w)
         colour = total / torch.where(share > 0, share, 1.0)
-        known = (share > 0).to(image.dtype)
+        known = (share > 0).to(images.dtype)
         colours.append(colour)
         weights.append(known)
     painted = colours[-1]
     for fine, weight in zip(colours[-2::-1], weights[-2::-1], strict=True):
         coarse = F.interpolate(painted, size=fine.shape[-2:], mode="bilinear", align_corners=False)
         painted = torch.where(weight > 0, fine, coarse)
-    return painted[0]
+    return painted

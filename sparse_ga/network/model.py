@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -98,8 +98,6 @@ class AsymmetricCroCo3DStereo(nn.Module):
     """DUSt3R's network; state-dict names and shapes are those of the published checkpoints.
 
     `compute_dtype` (None for fp32, or torch.bfloat16) is the precision of the transformer; heads are fp32 always.
-    `whole_heads` makes convolutional heads compute the whole image whatever the mask, so that images share a batch:
-    dearer for one image, cheaper for many small ones (training).
     """
 
     model_name = "AsymmetricCroCo3DStereo"
@@ -110,7 +108,6 @@ class AsymmetricCroCo3DStereo(nn.Module):
             raise ArchitectureError(f"{type(self).__name__} cannot be built from {arch.model}")
         self.arch = arch
         self.compute_dtype: torch.dtype | None = None
-        self.whole_heads = False
         embed = ManyARPatchEmbed if arch.patch_embed_cls == "ManyAR_PatchEmbed" else PatchEmbedDust3R
         enc, dec = arch.enc_embed_dim, arch.dec_embed_dim
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dec))  # of CroCo's pretraining; no part of the forward
@@ -263,8 +260,7 @@ class AsymmetricCroCo3DStereo(nn.Module):
         patch = self.arch.patch_size
         grids, painted = [], []
         for image, mask in zip(images, masks, strict=True):
-            grid = token_grid(mask, (int(image.shape[1]), int(image.shape[2])), patch, mode)
-            grids.append(replace(grid, whole_heads=self.whole_heads))
+            grids.append(token_grid(mask, (int(image.shape[1]), int(image.shape[2])), patch, mode))
             painted.append(masked_image(image, mask, mode))
         return self.encode(painted, grids)
 

@@ -28,7 +28,7 @@ class TrainState:
     step: int
     model: nn.Module
     average: dict[str, Tensor]
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
 
 
 def _flatten(state: TrainState) -> dict[str, Tensor]:

@@ -15,12 +15,14 @@ from torch.nn import functional as F
 
 from sparse_ga.network.architecture import Architecture, Range
 from sparse_ga.network.masking import MaskMode
-from sparse_ga.network.model import AsymmetricMASt3R, ImageBatch, Output, build_model
+from sparse_ga.network.model import AsymmetricMASt3R, Output, build_model
 from sparse_ga.synthetic.procedural.bundle import Draw
 from sparse_ga.synthetic.procedural.correspondences import correspond, relative_pose, unproject
 from sparse_ga.synthetic.procedural.pool import Pool
 from sparse_ga.synthetic.procedural.scene import Batch, SceneConfig, render_batch
 from sparse_ga.training.checkpoints import digest_of
+from sparse_ga.training.dense import forward_pairs
+from sparse_ga.training.loop import Measured
 from sparse_ga.training.losses import info_nce, regression
 from sparse_ga.training.metrics import Record
 from sparse_ga.training.validation import device_of, view_angle
@@ -71,11 +73,14 @@ class CompactTaskConfig:
     """Views of an object; they form views / 2 pairs."""
     rendered_steps: int = 4
     """Steps whose objects are rendered together: the renderer is launched less often, and memory grows with it."""
+    repeats: int = 1
+    """How often rendered objects are used, each time with other masks and, with four views, in other pairs: up to
+    three times what a GPU learns from takes no longer to render."""
     pool_objects: int = 0
     """Objects of the pool that batches are drawn from, if there is one."""
-    pool_pair_deg: float = 75.0
-    """Pairs from the pool look at their object from directions within this, as far as it has such views: most others
-    share nothing that could be learnt."""
+    pair_deg: float = 75.0
+    """Pairs look at their object from directions within this, as far as it has such views: most others share nothing
+    that could be learnt. Only where there is a choice: in a pool, or where rendered views are used again."""
     grid: int = 64
     """Points along an edge of the distance grid of the renderer."""
     correspondences: int = 1024
@@ -132,12 +137,32 @@ def near_pairs(poses: Tensor, limit_deg: float) -> list[tuple[int, int]]:
     return near or [min(angles, key=lambda pair: angles[pair])]
 
 
+_PAIRINGS = torch.tensor([[0, 1, 2, 3], [0, 2, 1, 3], [0, 3, 1, 2]])
+"""The three ways to pair four views."""
+
+
+def pair_again(poses: Tensor, turn: int, limit_deg: float) -> Tensor:
+    """Order (B, 4) of the views of B objects, cameras (B, 4, 4, 4), whose neighbours form pairs in turn `turn`.
+
+    Of the three ways, those all of whose pairs look from within `limit_deg` take turns, or else the one whose widest
+    pair is the narrowest.
+    """
+    ways = _PAIRINGS.to(poses.device)
+    eyes = F.normalize(poses[:, :, :3, 3], dim=-1)
+    cosine = (eyes[:, ways[:, 0::2]] * eyes[:, ways[:, 1::2]]).sum(-1).amin(-1)  # (B, 3), of the widest pair
+    near = cosine >= math.cos(math.radians(limit_deg))
+    near = near | (cosine == cosine.amax(1, keepdim=True)) & ~near.any(1, keepdim=True)
+    wanted = turn % near.sum(1)  # (B,)
+    rank = torch.where(near, near.cumsum(1) - 1, -1)
+    return ways[(rank == wanted[:, None]).to(torch.uint8).argmax(1)]
+
+
 def draw_from_pool(pool: Pool, draw: Draw, config: CompactTaskConfig) -> dict[str, Tensor]:
     """The batch's objects out of the pool, each with the views of its pairs: tensors (B, V, ...) by name."""
     chosen = []
     for _ in range(config.objects):
         rows = pool.rows(int(draw.uniform(0, config.pool_objects)))
-        near = near_pairs(rows["object_from_cam"], config.pool_pair_deg)
+        near = near_pairs(rows["object_from_cam"], config.pair_deg)
         some = [view for k in draw.choice([1.0] * len(near), config.views // 2).tolist() for view in near[k]]
         chosen.append({name: rows[name][some] for name in _ROWS})
     return {name: torch.stack([rows[name] for rows in chosen]) for name in _ROWS}
@@ -249,13 +274,20 @@ class CompactTask:
 
     def _rendered(self, step: int, device: torch.device) -> dict[str, Tensor]:
         """The step's objects, out of a larger batch that is rendered once and kept for the steps that share it."""
-        block, part = divmod(step, self.config.rendered_steps)
+        config = self.config
+        block, place = divmod(step, config.rendered_steps * config.repeats)
+        turn, part = divmod(place, config.rendered_steps)
         if self._kept is None or self._kept[0] != (block, device):
-            batch = render_batch(self._scene(block), 17 + self.config.seed, block, device)
+            self._kept = None  # first, so that two batches never share the memory
+            batch = render_batch(self._scene(block), 17 + config.seed, block, device)
             self._kept = ((block, device), batch)
-        count = self.config.objects
-        rows = self._kept[1].rows(part * count, (part + 1) * count)
-        return {name: getattr(rows, name) for name in _ROWS}
+        batch = self._kept[1].rows(part * config.objects, (part + 1) * config.objects)
+        rows: dict[str, Tensor] = {name: getattr(batch, name) for name in _ROWS}
+        if config.repeats == 1 or config.views != 4:
+            return rows
+        order = pair_again(rows["object_from_cam"], turn, config.pair_deg)
+        first = torch.arange(config.objects, device=device)[:, None]
+        return {name: values[first, order] for name, values in rows.items()}
 
     def batch(self, step: int, device: torch.device) -> tuple[PairBatch, MaskMode, Draw]:
         """The step's pairs and how they are masked; depends on the seed and the step only."""
@@ -266,19 +298,18 @@ class CompactTask:
         else:
             found = draw_from_pool(self.pool, draw, self.config)
             rows = {name: values.to(device) for name, values in found.items()}
-        imperfect = draw.chance(self.config.imperfect_share, self.config.objects, 1, 1, 1).to(device)
+        imperfect = draw.chance(self.config.imperfect_share, self.config.objects, 1, 1, 1).to(device, non_blocking=True)
         pairs = pair_up(rows, torch.where(imperfect, rows["mask_imperfect"], rows["mask"]))
         return pairs, mode, Draw(torch.Generator(device).manual_seed(self.config.seed * 1_000_003 + step))
 
-    def loss(self, model: nn.Module, step: int) -> tuple[Tensor, Record]:
+    def loss(self, model: nn.Module, step: int) -> tuple[Tensor, Measured]:
         """Confidence-weighted regression and matching loss of the step's pairs, in both orders."""
         assert isinstance(model, AsymmetricMASt3R)
         device = device_of(model)
-        model.compute_dtype = torch.bfloat16 if device.type == "cuda" else None
         pairs, mode, draw = self.batch(step, device)
-        images, masks = interleave(pairs.images), interleave(pairs.masks)
-        views = [ImageBatch(image, masks=mask) for image, mask in zip(images, masks)]
-        outputs = model(views[0], views[1], mode, symmetrized=True)
+        half = torch.bfloat16 if device.type == "cuda" else None
+        outputs = forward_pairs(model, pairs.images, pairs.masks, mode, half)
+        masks = interleave(pairs.masks)
         truth, on_object = true_points(pairs)
         told = torch.stack(masks, 1)
         points = torch.stack([o.points for o in outputs], 1).flatten(2, 3)
@@ -287,9 +318,8 @@ class CompactTask:
         shape = regression(points, confidence, truth.flatten(2, 3), valid, self.config.alpha)
         matches = draw_matches(draw, pairs, self.config.correspondences)
         nce, accuracy = matching_loss(outputs, matches, self.config.match_alpha)
-        record = {"regression": float(shape.loss.detach()), "error": float(shape.error), "nce": float(nce.detach())}
-        record |= {"accuracy": float(accuracy), "mode": float(_MODES.index(mode))}
-        return shape.loss + self.config.match_weight * nce, record
+        measured = {"regression": shape.loss.detach(), "error": shape.error, "nce": nce.detach(), "accuracy": accuracy}
+        return shape.loss + self.config.match_weight * nce, {**measured, "mode": float(_MODES.index(mode))}
 
     def validate(self, model: nn.Module) -> Record:
         """Metrics on fixed scenes, if a validator was given."""

@@ -11,10 +11,11 @@ import math
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,11 @@ from torch import Tensor, nn
 from sparse_ga.training import checkpoints
 from sparse_ga.training.checkpoints import TrainState
 from sparse_ga.training.metrics import MetricsLog, Record, write_plots
+from sparse_ga.training.muon import MuonAdamW, hidden_matrices
+
+OptimizerName = Literal["adamw", "muon"]
+Measured = Mapping[str, "float | Tensor"]
+"""What a step measures: numbers, or tensors () on the device."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,9 @@ class LoopConfig:
     warmup: int = 200
     """Steps of linear warm-up."""
     weight_decay: float = 0.01
-    """AdamW's weight decay, of matrices and kernels only."""
+    """Weight decay, of matrices and kernels only."""
+    optimizer: OptimizerName = "adamw"
+    """AdamW for all, or Muon for the weights of linear layers and AdamW for the rest."""
     clip_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     average_decay: float = 0.999
@@ -71,8 +79,8 @@ class Task(Protocol):
         """The network with its initial weights."""
         ...
 
-    def loss(self, model: nn.Module, step: int) -> tuple[Tensor, Record]:
-        """Loss () of the step's batch, and what to log."""
+    def loss(self, model: nn.Module, step: int) -> tuple[Tensor, Measured]:
+        """Loss () of the step's batch, and what to log; tensors are read when they are logged, not to wait for them."""
         ...
 
     def validate(self, model: nn.Module) -> Record:
@@ -89,23 +97,30 @@ def learning_rate(config: LoopConfig, step: int) -> float:
     return config.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * part)))
 
 
-def make_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
-    """AdamW over all parameters; vectors (biases, norms) are not decayed."""
-    groups = [
-        {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+def make_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
+    """The optimiser of all parameters; vectors (biases, norms) are not decayed."""
+    matrices = {id(p) for p in hidden_matrices(model)} if config.optimizer == "muon" else set()
+    rest = [p for p in model.parameters() if id(p) not in matrices]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))
+    if config.optimizer == "adamw":
+        fused = next(model.parameters()).is_cuda
+        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=fused)
+    linear = [p for p in model.parameters() if id(p) in matrices]
+    groups.append({"params": linear, "weight_decay": config.weight_decay, "orthogonal": True})
+    return MuonAdamW(groups, config.learning_rate)
 
 
 @torch.no_grad()
 def update_average(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:
     """Move `average` towards the model's state in place; counters are copied."""
-    for name, value in model.state_dict().items():
-        if value.is_floating_point():
-            average[name].lerp_(value, 1 - decay)
-        else:
-            average[name].copy_(value)
+    state = model.state_dict()
+    moving = [name for name, value in state.items() if value.is_floating_point()]
+    torch._foreach_lerp_([average[name] for name in moving], [state[name] for name in moving], 1 - decay)
+    for name in state.keys() - set(moving):
+        average[name].copy_(state[name])
 
 
 class _StopFlag:
@@ -145,13 +160,13 @@ def _begin(task: Task, config: LoopConfig, folder: Path, device: torch.device) -
     return (checkpoints.restore(path, state, settings) if path.is_file() else state), settings
 
 
-def _train_step(task: Task, config: LoopConfig, state: TrainState) -> Record:
+def _train_step(task: Task, config: LoopConfig, state: TrainState) -> Measured:
     """One optimiser step; a step whose gradient is not finite changes nothing and is counted."""
     model, optimizer, step = state.model, state.optimizer, state.step
     rate = learning_rate(config, step)
     for group in optimizer.param_groups:
         group["lr"] = rate
-    loss, record = task.loss(model.train(), step)
+    loss, measured = task.loss(model.train(), step)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = float(nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm))
@@ -159,15 +174,16 @@ def _train_step(task: Task, config: LoopConfig, state: TrainState) -> Record:
     if finite:
         optimizer.step()
     update_average(state.average, model, min(config.average_decay, (1 + step) / (10 + step)))
-    return record | {
-        "loss": float(loss.detach()),
+    return {
+        **measured,
+        "loss": loss.detach(),
         "gradient_norm": norm if finite else 0.0,
         "skipped": float(not finite),
     }
 
 
-def _mean(records: list[Record]) -> Record:
-    return {name: sum(r[name] for r in records) / len(records) for name in records[0]}
+def _mean(records: list[Measured]) -> Record:
+    return {name: float(sum(r[name] for r in records)) / len(records) for name in records[0]}
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +202,7 @@ class _Clock:
         return self.chunk.minutes is not None and self.seconds > 60 * self.chunk.minutes
 
 
-def _record(log: MetricsLog, config: LoopConfig, state: TrainState, recent: list[Record], seconds: float) -> None:
+def _record(log: MetricsLog, config: LoopConfig, state: TrainState, recent: list[Measured], seconds: float) -> None:
     rate = learning_rate(config, state.step - 1)
     log.add({"step": state.step, "learning_rate": rate, "seconds": seconds, **_mean(recent)})
 
@@ -207,7 +223,7 @@ def run(task: Task, config: LoopConfig, folder: Path, device: torch.device, chun
     log, path = MetricsLog(folder / "metrics.jsonl", state.step), folder / "last.safetensors"
     end = config.steps if chunk.until_step is None else min(config.steps, chunk.until_step)
     clock, saved = _Clock(chunk, end, time.monotonic()), 0.0
-    recent: list[Record] = []
+    recent: list[Measured] = []
     with _StopFlag() as stop:
         while state.step < clock.end and not stop.requested and not clock.out_of_time():
             recent.append(_train_step(task, config, state))

@@ -143,13 +143,11 @@ def test_precision_of_a_cpu_is_single_unless_asked() -> None:
     assert resolve_precision("bf16", torch.device("cpu")) is torch.bfloat16
 
 
-@pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("mode", ["tokens", "fill", "context"])
 @pytest.mark.parametrize("head", ["linear", "dpt", "catmlp+dpt", "catconv"])
-def test_gradients_reach_every_weight_and_are_finite(head: str, mode: str, whole: bool) -> None:
+def test_gradients_reach_every_weight_and_are_finite(head: str, mode: str) -> None:
     torch.manual_seed(0)
     model = build_model(small_mast3r(head))
-    model.whole_heads = whole
     masks = torch.zeros(2, 64, 96, dtype=torch.bool)
     masks[0, 10:50, 20:70] = masks[1, 30:60, 5:40] = True
     views = ImageBatch(torch.rand(2, 3, 64, 96), masks=masks), ImageBatch(torch.rand(2, 3, 64, 96), masks=masks)
@@ -176,19 +174,6 @@ def test_fast_path_agrees_with_the_plain_one(head: str) -> None:
         for name in ("points", "confidence", "descriptors", "descriptor_confidence"):
             if getattr(plain, name) is not None:
                 torch.testing.assert_close(getattr(fast, name), getattr(plain, name), rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("head", ["dpt", "catconv"])
-def test_whole_heads_say_what_windows_say(head: str) -> None:
-    model = random_model(small_mast3r(head))
-    masks = torch.zeros(2, 256, 320, dtype=torch.bool)
-    masks[0, 100:150, 120:190] = masks[1, 200:256, 0:60] = True
-    views = ImageBatch(torch.rand(2, 3, 256, 320), masks=masks), ImageBatch(torch.rand(2, 3, 256, 320), masks=masks)
-    windows = model(*views)
-    model.whole_heads = True
-    for a, b in zip(windows, model(*views), strict=True):
-        torch.testing.assert_close(a.points, b.points, rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(a.confidence, b.confidence, rtol=1e-3, atol=1e-4)
 
 
 def test_a_window_of_the_dpt_head_is_exact() -> None:

@@ -21,7 +21,7 @@ from sparse_ga.synthetic.procedural.pool import Pool, complete_shards, write_sha
 from sparse_ga.synthetic.procedural.sampling import sample_objects
 from sparse_ga.synthetic.procedural.scene import Batch, Scene, SceneConfig, render, render_batch, sample_scene
 from sparse_ga.synthetic.procedural.sensor import gaussian_blur, imperfect_masks, jpeg_like
-from sparse_ga.synthetic.procedural.shapes import BOUND_RADIUS, normals, signed_distance
+from sparse_ga.synthetic.procedural.shapes import BOUND_RADIUS, fuse_distances, normals, signed_distance
 from sparse_ga.synthetic.procedural.tracing import build_grid, trace
 
 
@@ -32,6 +32,25 @@ def _draw(seed: int = 0) -> Draw:
 @pytest.fixture(scope="module")
 def batch() -> Batch:
     return render_batch(SceneConfig(objects=3, views=2, height=40, width=48, grid=32), seed=3, index=1)
+
+
+@pytest.mark.bars
+@pytest.mark.timeout(1200)
+def test_fused_distances_are_the_same(batch: Batch) -> None:
+    """Compiling takes a minute or two without a GPU."""
+    points = torch.rand(3, 3, 1000, generator=torch.Generator().manual_seed(1)) * 2.4 - 1.2
+    objects = sample_objects(_draw(7), 3)
+    expected = signed_distance(objects, points)
+    fuse_distances()
+    try:
+        found = signed_distance(objects, points)
+        again = render_batch(SceneConfig(objects=3, views=2, height=40, width=48, grid=32), seed=3, index=1)
+    finally:
+        fuse_distances(False)
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=0)
+    assert float((again.mask == batch.mask).float().mean()) > 0.999
+    both = again.mask & batch.mask
+    torch.testing.assert_close(again.depth[both], batch.depth[both], atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.slow

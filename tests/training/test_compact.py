@@ -26,6 +26,8 @@ from sparse_ga.synthetic.procedural.bundle import Draw
 from sparse_ga.synthetic.procedural.correspondences import unproject
 from sparse_ga.synthetic.procedural.pool import Pool
 from sparse_ga.synthetic.procedural.scene import SceneConfig
+from sparse_ga.training.budget import stages, train_within
+from sparse_ga.training.checkpoints import load_parts
 from sparse_ga.training.compact_task import (
     CompactTask,
     CompactTaskConfig,
@@ -34,10 +36,12 @@ from sparse_ga.training.compact_task import (
     draw_matches,
     interleave,
     near_pairs,
+    pair_again,
     sample_pixels,
     true_points,
 )
 from sparse_ga.training.loop import Chunk, LoopConfig, run
+from sparse_ga.training.metrics import read_log
 from sparse_ga.training.validation import (
     UnseenPair,
     reciprocal_matches,
@@ -153,6 +157,34 @@ def test_pairs_from_a_pool_look_from_neighbouring_directions() -> None:
     assert near_pairs(poses[[0, 2, 3]], 75.0) == [(0, 1)]  # none within the limit: the nearest
 
 
+def test_views_used_again_form_other_pairs_that_look_from_neighbouring_directions() -> None:
+    close, ring = torch.eye(4).repeat(4, 1, 1), torch.eye(4).repeat(4, 1, 1)
+    for poses, step in ((close, 20.0), (ring, 60.0)):
+        for k, pose in enumerate(poses):
+            turn = math.radians(step * k)
+            pose[:3, 3] = torch.tensor([math.sin(turn), 0.0, -math.cos(turn)])
+    poses = torch.stack([close, ring])
+    assert [pair_again(poses, turn, 75.0)[0].tolist() for turn in range(4)] == [
+        [0, 1, 2, 3], [0, 2, 1, 3], [0, 3, 1, 2], [0, 1, 2, 3]
+    ]  # fmt: skip
+    for turn in range(3):  # 120 and 180 degrees apart: not a pair
+        assert pair_again(poses, turn, 75.0)[1].tolist() == [0, 1, 2, 3]
+    assert pair_again(poses[1:], 1, 30.0).tolist() == [[0, 1, 2, 3]]  # none within the limit: the nearest
+
+
+@pytest.mark.slow
+def test_rendered_objects_are_used_again_in_other_pairs() -> None:
+    task = CompactTask(replace(TINY, views=4, rendered_steps=2, repeats=2, pair_deg=180.0), None)
+    batches = [task.batch(step, CPU)[0] for step in range(5)]
+    shown = [set(batch.images.flatten(0, 1).flatten(1).sum(1).tolist()) for batch in batches]
+    assert shown[0] == shown[2]
+    assert shown[1] == shown[3]
+    assert not shown[0] & shown[1]
+    assert not shown[0] & shown[4]  # rendered anew
+    assert not torch.equal(batches[0].images, batches[2].images)
+    assert torch.equal(CompactTask(task.config, None).batch(2, CPU)[0].images, batches[2].images)
+
+
 def test_interleave_puts_both_orders_next_to_each_other() -> None:
     first, second = interleave(torch.tensor([[1, 2], [10, 20]]))
     assert first.tolist() == [1, 10, 2, 20]
@@ -222,6 +254,29 @@ def test_compact_training_resumes_with_the_same_bytes(tmp_path: Path) -> None:
         run(CompactTask(TINY, None), loop, tmp_path / "parts", CPU, Chunk(until_step=stop))
     whole, parts = ((tmp_path / name / "last.safetensors").read_bytes() for name in ("whole", "parts"))
     assert whole == parts
+
+
+@pytest.mark.slow
+def test_a_training_in_a_given_time_goes_from_small_to_large_and_resumes(tmp_path: Path) -> None:
+    task = replace(TINY, views=4, grid=16, correspondences=16)
+    small, large = stages(replace(task, side=64), 0.5)
+    assert (small.task.side, small.task.correspondences, large.task.side) == (32, 8, 64)
+    assert small.task.seed != large.task.seed  # other objects
+    plan = [replace(small, task=replace(small.task, side=32)), replace(large, task=replace(large.task, side=48))]
+    said: list[str] = []
+    loop = LoopConfig(learning_rate=1e-3, optimizer="muon")
+    weights = train_within(0.25, plan, loop, tmp_path, CPU, report=said.append)
+    for name, value in load_parts(tmp_path / "weights").items():
+        torch.testing.assert_close(value, weights[name].float(), atol=1e-3, rtol=1e-3)
+    figures = json.loads(said[0])
+    assert figures["device"] == "cpu"
+    assert figures["steps"] >= 10
+    planned = [(tmp_path / f"side-{side}" / "plan.json").read_text() for side in (32, 48)]
+    log = [read_log(tmp_path / f"side-{side}" / "metrics.jsonl") for side in (32, 48)]
+    train_within(0.25, plan, loop, tmp_path, CPU, report=said.append)  # what is done stays done
+    assert planned == [(tmp_path / f"side-{side}" / "plan.json").read_text() for side in (32, 48)]
+    assert read_log(tmp_path / "side-32" / "metrics.jsonl")[: len(log[0])] == log[0]
+    assert not any(text.startswith("{") for text in said[3:])
 
 
 @pytest.mark.slow

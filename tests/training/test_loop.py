@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from sparse_ga.training.checkpoints import (
 )
 from sparse_ga.training.loop import Chunk, LoopConfig, learning_rate, make_optimizer, run, update_average
 from sparse_ga.training.metrics import MetricsLog, Record, read_log, write_plots
+from sparse_ga.training.muon import orthogonalised
 
 CPU = torch.device("cpu")
 LOOP = LoopConfig(steps=8, learning_rate=0.05, warmup=2, validate_every=4, log_every=2, average_decay=0.9)
@@ -178,3 +180,48 @@ def test_weights_travel_in_parts(tmp_path: Path) -> None:
         load_parts(tmp_path / "p")
     with pytest.raises(CheckpointError, match="no part-"):
         load_parts(tmp_path)
+
+
+def test_orthogonalised_matrices_keep_their_directions_and_lose_their_stretch() -> None:
+    matrices = torch.randn(3, 12, 5, generator=torch.Generator().manual_seed(0))
+    for given in (matrices, matrices.transpose(1, 2)):
+        u, stretch, v = torch.linalg.svd(orthogonalised(given), full_matrices=False)
+        assert float(stretch.min()) > 0.6
+        assert float(stretch.max()) < 1.3
+        old_u, _, old_v = torch.linalg.svd(given, full_matrices=False)
+        torch.testing.assert_close(u @ v, old_u @ old_v, atol=1e-3, rtol=0)
+
+
+def test_muon_steps_linear_layers_and_adamw_the_rest() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4), nn.Linear(4, 6), nn.Linear(6, 4, bias=False))
+    twin = nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4), nn.Linear(4, 6), nn.Linear(6, 4, bias=False))
+    twin.load_state_dict(model.state_dict())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    config = LoopConfig(learning_rate=1e-2, optimizer="muon")
+    both = [(model, make_optimizer(model, config)), (twin, make_optimizer(twin, replace(config, optimizer="adamw")))]
+    for step in range(3):
+        x = torch.randn(16, 6, generator=torch.Generator().manual_seed(step))
+        for network, optimizer in both:
+            optimizer.zero_grad()
+            network(x).square().mean().backward()
+            if step == 0:
+                optimizer.step()
+    moved = {name: value - before[name] for name, value in model.state_dict().items()}
+    for name, value in twin.state_dict().items():
+        if not name.endswith("weight") or value.ndim < 2:
+            torch.testing.assert_close(model.state_dict()[name], value, atol=1e-6, rtol=0)
+    unit = 1e-2 * 0.2 * 6**0.5
+    for name in ("0.weight", "2.weight", "3.weight"):  # every direction that has a gradient by the same, decay aside
+        stretch = torch.linalg.svdvals(moved[name] + 1e-2 * config.weight_decay * before[name])
+        assert float(stretch[1]) > 0.6 * unit, name
+        assert float(stretch[0]) < 1.3 * unit, name
+
+
+def test_a_run_with_muon_resumes_with_the_same_bytes(tmp_path: Path) -> None:
+    loop = replace(LOOP, optimizer="muon")
+    run(_Line(), loop, tmp_path / "whole", CPU, Chunk())
+    for stop in (3, None):
+        run(_Line(), loop, tmp_path / "parts", CPU, Chunk(until_step=stop))
+    whole, parts = ((tmp_path / name / "last.safetensors").read_bytes() for name in ("whole", "parts"))
+    assert whole == parts

@@ -7,6 +7,7 @@ Lipschitz constant), which is what sphere tracing needs (Hart, "Sphere tracing",
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,8 @@ PROFILE_EDGES = 12
 BOUND_RADIUS = 1.15
 """Everything outside this sphere is cut off."""
 _FAR = 4.0
+_FUSED_POINTS = 1 << 19
+_fused: Callable[[Objects, Tensor], Tensor] | None = None
 # Order in which slots join the body: solids first, then what is stuck on or carved out.
 _ORDER = (4, 6, 8, 0, 1, 5, 7, 9, 2, 3)
 
@@ -166,6 +169,25 @@ def _smooth_minimum(a: Tensor, b: Tensor, radius: Tensor) -> Tensor:
 
 def signed_distance(objects: Objects, points: Tensor) -> Tensor:
     """Lower bound (B, P) of the signed distance of `points` (B, 3, P), object frame; negative inside."""
+    if _fused is None:
+        return _signed_distance(objects, points)
+    # Points go through in parts of one size, the last one filled up: each shape would be compiled anew.
+    batch, count = len(points), points.shape[2]
+    size = max(1, _FUSED_POINTS // batch)
+    parts = torch.nn.functional.pad(points, (0, -count % size)).split(size, 2)
+    return torch.cat([_fused(objects, part.contiguous()).clone() for part in parts], 1)[:, :count]
+
+
+def fuse_distances(fuse: bool = True) -> None:
+    """From now on evaluate distances in fused kernels (torch.compile), many times faster on a GPU; or no longer so.
+
+    They are compiled at the first use, which takes half a minute, and again for every other number of objects B.
+    """
+    global _fused
+    _fused = torch.compile(_signed_distance, dynamic=False) if fuse else None
+
+
+def _signed_distance(objects: Objects, points: Tensor) -> Tensor:
     slots = slot_distances(objects, points)
     body = torch.full_like(slots[:, 0], _FAR)
     for k in _ORDER:
