@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sparse_ga.training.checkpoints import export_parts
+from sparse_ga.training.checkpoints import averaged_weights, export_parts
 from sparse_ga.training.compact_task import CompactTask, CompactTaskConfig
 from sparse_ga.training.loop import Chunk, LoopConfig, make_optimizer, run
 
@@ -98,13 +98,16 @@ def train_within(
     """Train all stages of `plan` in `minutes` and return the averaged weights.
 
     Leaves a folder for every stage (see `loop.run`), and the weights in `folder`/weights after each, in files that can
-    be carried. A run that was cut off goes on with the steps that it had planned.
+    be carried. A run that was cut off goes on in the stage it had reached, with the steps that were planned.
     """
     begun, passed = time.monotonic(), 0.0
     weights = initial
-    for stage in plan:
+    places = [folder / f"side-{stage.task.side}" for stage in plan]
+    for number, (stage, place) in enumerate(zip(plan, places)):
         passed += stage.share
-        place = folder / f"side-{stage.task.side}"
+        if any((later / "last.safetensors").is_file() for later in places[number + 1 :]):
+            weights = averaged_weights(place / "last.safetensors")[0]
+            continue
         place.mkdir(parents=True, exist_ok=True)
         left = 60 * minutes * passed - (time.monotonic() - begun)
         stage_loop = _scheduled(stage, loop, place / "plan.json", left, device, report)
