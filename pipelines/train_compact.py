@@ -114,9 +114,7 @@ def _loop(args: argparse.Namespace) -> LoopConfig:
 
 
 def _set_up(args: argparse.Namespace) -> None:
-    """Tensor cores for what is left in single precision, and fused distances where they compile."""
-    torch.backends.cuda.matmul.allow_tf32 = True
-    torch.backends.cudnn.allow_tf32 = True
+    """Fused distances where they compile. Products stay exact outside the network: rays, poses and points need it."""
     if args.fuse:
         fuse_distances()
         try:

@@ -222,7 +222,7 @@ def shepard_weights(kept: Tensor) -> Tensor:
 def fill_dense(tokens: Tensor, kept: Tensor, size: tuple[int, int]) -> Tensor:
     """`TokenGrid.fill` of B grids of `size` (rows, columns) at once: tokens (B, L, C), `kept` (B, L) bool."""
     positions = grid_positions(*size, device=tokens.device).float()  # (L, 2)
-    square = torch.cdist(positions, positions).square().round()  # (L, L)
+    square = (positions[:, None] - positions).square().sum(-1)  # (L, L)
     weight = torch.where(square > 0, square.clamp_min(1).pow(-2), 0.0) * kept[:, None]  # (B, L, L)
     weight = weight / weight.sum(2, keepdim=True).clamp_min(1e-20)
     blend = weight.to(tokens.dtype) @ torch.where(kept[..., None], tokens, 0.0)

@@ -31,6 +31,12 @@ def _directed(logits: Tensor, ignore: Tensor, valid: Tensor) -> tuple[Tensor, Te
     return logits.logsumexp(2) - diagonal, logits.argmax(2) == torch.arange(logits.shape[1], device=logits.device)
 
 
+def _near(xy: Tensor, radius: float) -> Tensor:
+    """Which of the points (B, N, 2) are nearer to each other than `radius`, (B, N, N) bool; without a matrix product,
+    which a GPU may round."""
+    return torch.cdist(xy, xy, compute_mode="donot_use_mm_for_euclid_dist") < radius
+
+
 def info_nce(
     descriptors: tuple[Tensor, Tensor],
     xy: tuple[Tensor, Tensor],
@@ -44,8 +50,8 @@ def info_nce(
     inverse temperature. Candidates nearer than `radius_px` to the right one are neither right nor wrong.
     """
     logits = scale * descriptors[0] @ descriptors[1].transpose(1, 2)  # (B, N, N)
-    forward, hit_forward = _directed(logits, torch.cdist(xy[1], xy[1]) < radius_px, valid)
-    backward, hit_backward = _directed(logits.transpose(1, 2), torch.cdist(xy[0], xy[0]) < radius_px, valid)
+    forward, hit_forward = _directed(logits, _near(xy[1], radius_px), valid)
+    backward, hit_backward = _directed(logits.transpose(1, 2), _near(xy[0], radius_px), valid)
     count = valid.sum().clamp_min(1)
     each = torch.where(valid, forward + backward, 0.0) / 2  # (B, N)
     correct = hit_forward & hit_backward & valid

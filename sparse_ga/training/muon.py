@@ -65,8 +65,8 @@ class MuonAdamW(torch.optim.Optimizer):
         low, high = _ADAM_BETAS
         for p in parameters:
             if not self.state[p]:
-                self.state[p].update(first=torch.zeros_like(p), second=torch.zeros_like(p), count=torch.zeros(()))
-        count = int(self.state[parameters[0]]["count"]) + 1  # on the CPU: nothing waits for a GPU
+                self.state[p].update(first=torch.zeros_like(p), second=torch.zeros_like(p), step=torch.zeros(()))
+        count = int(self.state[parameters[0]]["step"]) + 1  # on the CPU: nothing waits for a GPU
         gradients = _gradients(parameters)
         first, second = ([self.state[p][name] for p in parameters] for name in ("first", "second"))
         torch._foreach_lerp_(first, gradients, 1 - low)
@@ -77,7 +77,7 @@ class MuonAdamW(torch.optim.Optimizer):
         torch._foreach_add_(size, _EPSILON)
         torch._foreach_addcdiv_(parameters, first, size, -rate / (1 - low**count))
         for p in parameters:
-            self.state[p]["count"].fill_(count)
+            self.state[p]["step"].fill_(count)
 
 
 def _gradients(parameters: list[Tensor]) -> list[Tensor]:

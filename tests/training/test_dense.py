@@ -61,3 +61,17 @@ def test_dense_forward_never_reads_the_background(model: AsymmetricMASt3R) -> No
         for one, two in zip(forward_pairs(model, images, masks, mode), forward_pairs(model, noisy, masks, mode)):
             assert torch.equal(one.points, two.points)
             assert torch.equal(one.descriptors, two.descriptors)  # type: ignore[arg-type]
+
+
+def test_half_precision_is_near_and_has_finite_gradients(model: AsymmetricMASt3R) -> None:
+    images, masks = _pairs()
+    for mode in ("tokens", "fill", "context"):
+        model.zero_grad()
+        exact = forward_pairs(model, images, masks, mode)
+        rough = forward_pairs(model, images, masks, mode, torch.bfloat16)
+        for one, two in zip(exact, rough):
+            assert two.points.dtype == torch.float32
+            assert float((one.points - two.points).norm() / one.points.norm()) < 2e-2
+            assert float((one.descriptors - two.descriptors).norm() / one.descriptors.norm()) < 5e-2  # type: ignore[operator, union-attr]
+        sum(o.points.sum() + o.descriptors.sum() for o in rough).backward()  # type: ignore[union-attr]
+        assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
