@@ -158,8 +158,13 @@ def within(args: argparse.Namespace) -> None:
 
 
 def _averaged(args: argparse.Namespace) -> AsymmetricMASt3R:
-    weights, settings, _ = averaged_weights(args.run / "last.safetensors")
-    model = AsymmetricMASt3R(architecture(settings["task"]["size"], settings["task"]["side"]))
+    """The network of RUN's last checkpoint, or of the packed weights that --start names, of --size and --side."""
+    if args.start is None:
+        weights, settings, _ = averaged_weights(args.run / "last.safetensors")
+        size, side = settings["task"]["size"], settings["task"]["side"]
+    else:
+        weights, size, side = load_parts(args.start), args.size, args.side
+    model = AsymmetricMASt3R(architecture(size, side))
     model.load_state_dict(weights)
     return model.eval()
 
@@ -221,10 +226,15 @@ def _arguments() -> argparse.Namespace:
         default="mixed",
         help="behind the objects of the validation: still while the object moves, one colour, or of all kinds",
     )
-    parser.add_argument("--start", type=Path, default=None, help="train: packed weights to start from")
+    parser.add_argument(
+        "--start",
+        type=Path,
+        default=None,
+        help="packed weights: train and within start from them, validate and export take them",
+    )
     parser.add_argument("--classical", action="store_true", help="validate: the classical predictor instead")
     parser.add_argument("--optimizer", choices=["muon", "adamw"], default="muon", help="what steps the weights")
-    parser.add_argument("--rate", type=float, default=5e-4, help="peak learning rate")
+    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--final-share", type=float, default=0.01, help="learning rate at the end, of the peak")
     parser.add_argument("--first-share", type=float, default=0.5, help="within: of the time, at half the side")
     parser.add_argument("--fuse", action="store_true", help="compile the renderer's distances: pays on a GPU")

@@ -477,3 +477,8 @@ def test_program_trains_validates_and_exports(
         assert 0 < found["error"] < 10
         assert found["nce"] > 0
     assert "M parameters" in program("export", str(tmp_path / "weights"))
+    assert "step 2" in program("pack", str(tmp_path / "packed"))
+    program("export", str(tmp_path / "again"), "--start", str(tmp_path / "packed"))
+    names = ("weights", "again")
+    assert len({(tmp_path / name / "model.safetensors").read_bytes() for name in names}) == 1
+    assert json.loads(program("validate", "--start", str(tmp_path / "packed")))["pairs"] == found["pairs"]
