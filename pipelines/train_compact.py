@@ -101,6 +101,7 @@ def _pool(args: argparse.Namespace) -> Pool:
 
 def render(args: argparse.Namespace) -> None:
     """Fill the pool ahead of training, or beside it."""
+    _set_up(args, 1)
     pool = _pool(args)
     for index in range(args.pool):
         write_shard(pool.folder, pool.config, pool.seed, index)
@@ -113,21 +114,24 @@ def _loop(args: argparse.Namespace) -> LoopConfig:
     return scheduled(base, args.steps, args.final_share)
 
 
-def _set_up(args: argparse.Namespace) -> None:
-    """Fused distances where they compile. Products stay exact outside the network: rays, poses and points need it."""
+def _set_up(args: argparse.Namespace, objects: int) -> None:
+    """Fused distances, where they compile, for `objects` rendered together.
+
+    Products stay exact outside the network: rays, poses and points need it.
+    """
     if args.fuse:
-        fuse_distances()
+        device = torch.device(args.device)
+        fuse_distances(1 << 19 if device.type == "cuda" else 1 << 14)
         try:
-            count = args.objects * args.rendered_steps
-            render_batch(SceneConfig(count, 1, 16, 16, grid=16), 0, 0, torch.device(args.device))
+            render_batch(SceneConfig(objects, 1, 16, 16, grid=16), 0, 0, device)
         except Exception as error:  # whatever a compiler may say: rendering works without it
-            fuse_distances(False)
+            fuse_distances(0)
             print(f"--fuse: not compiled, goes on without ({type(error).__name__}: {str(error)[:300]})")
 
 
 def train(args: argparse.Namespace) -> None:
     """Train from the last checkpoint for the time given."""
-    _set_up(args)
+    _set_up(args, args.objects * args.rendered_steps)
     loop = _loop(args)
     initial = None if args.start is None else load_parts(args.start)
     validator = _validator(_unseen(args), args) if args.unseen > 0 else None
@@ -139,7 +143,7 @@ def train(args: argparse.Namespace) -> None:
 def measure(args: argparse.Namespace) -> None:
     """Print rendered views a second and trained pairs a second, rendering included."""
     device = torch.device(args.device)
-    _set_up(args)
+    _set_up(args, args.objects * args.rendered_steps)
     speed = measure_speed(_config(args), _loop(args), device)
     figures = {"device": device_name(device), **{k: round(v, 4) for k, v in asdict(speed).items()}}
     if device.type == "cuda":
@@ -151,7 +155,7 @@ def within(args: argparse.Namespace) -> None:
     """Train in the time given: at half the side, then at the side, with as many steps as there is time for."""
     if args.minutes is None:
         raise SystemExit("train_compact.py within: say in how many --minutes")
-    _set_up(args)
+    _set_up(args, args.objects * args.rendered_steps)
     initial = None if args.start is None else load_parts(args.start)
     plan = stages(_config(args), args.first_share) if args.first_share > 0 else stages(_config(args), 0.0)[1:]
     train_within(args.minutes, plan, _loop(args), args.run, torch.device(args.device), initial)
@@ -171,6 +175,7 @@ def _averaged(args: argparse.Namespace) -> AsymmetricMASt3R:
 
 def validate(args: argparse.Namespace) -> None:
     """Print the metrics of the averaged network, or of the classical predictor, on the fixed unseen pairs."""
+    _set_up(args, 1)
     if args.classical:
         from sparse_ga.predictors.classical import ClassicalPredictor
 

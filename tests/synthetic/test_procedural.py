@@ -41,12 +41,12 @@ def test_fused_distances_are_the_same(batch: Batch) -> None:
     points = torch.rand(3, 3, 1000, generator=torch.Generator().manual_seed(1)) * 2.4 - 1.2
     objects = sample_objects(_draw(7), 3)
     expected = signed_distance(objects, points)
-    fuse_distances()
+    fuse_distances(1 << 12)
     try:
         found = signed_distance(objects, points)
         again = render_batch(SceneConfig(objects=3, views=2, height=40, width=48, grid=32), seed=3, index=1)
     finally:
-        fuse_distances(False)
+        fuse_distances(0)
     torch.testing.assert_close(found, expected, atol=2e-6, rtol=0)
     assert float((again.mask == batch.mask).float().mean()) > 0.999
     both = again.mask & batch.mask

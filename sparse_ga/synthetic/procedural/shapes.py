@@ -22,7 +22,7 @@ PROFILE_EDGES = 12
 BOUND_RADIUS = 1.15
 """Everything outside this sphere is cut off."""
 _FAR = 4.0
-_FUSED_POINTS = 1 << 19
+_fused_points = 0
 _fused: Callable[[Objects, Tensor], Tensor] | None = None
 # Order in which slots join the body: solids first, then what is stuck on or carved out.
 _ORDER = (4, 6, 8, 0, 1, 5, 7, 9, 2, 3)
@@ -173,18 +173,19 @@ def signed_distance(objects: Objects, points: Tensor) -> Tensor:
         return _signed_distance(objects, points)
     # Points go through in parts of one size, the last one filled up: each shape would be compiled anew.
     batch, count = len(points), points.shape[2]
-    size = max(1, _FUSED_POINTS // batch)
+    size = max(1, _fused_points // batch)
     parts = torch.nn.functional.pad(points, (0, -count % size)).split(size, 2)
     return torch.cat([_fused(objects, part.contiguous()).clone() for part in parts], 1)[:, :count]
 
 
-def fuse_distances(fuse: bool = True) -> None:
-    """From now on evaluate distances in fused kernels (torch.compile), many times faster on a GPU; or no longer so.
+def fuse_distances(points: int) -> None:
+    """From now on evaluate distances in fused kernels (torch.compile), many times faster on a GPU; 0: no longer so.
 
-    They are compiled at the first use, which takes half a minute, and again for every other number of objects B.
+    They take `points` of all objects together at once, are compiled at the first use, which takes half a minute or
+    more, and again for every other number of objects B.
     """
-    global _fused
-    _fused = torch.compile(_signed_distance, dynamic=False) if fuse else None
+    global _fused, _fused_points
+    _fused_points, _fused = points, torch.compile(_signed_distance, dynamic=False) if points > 0 else None
 
 
 def _signed_distance(objects: Objects, points: Tensor) -> Tensor:
