@@ -88,6 +88,8 @@ def _config(args: argparse.Namespace) -> CompactTaskConfig:
         repeats=args.repeats,
         pool_objects=args.pool,
         correspondences=args.correspondences,
+        pair_deg=args.pair_deg,
+        match_weight=args.match_weight,
         seed=args.seed,
     )
 
@@ -240,6 +242,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--classical", action="store_true", help="validate: the classical predictor instead")
     parser.add_argument("--optimizer", choices=["muon", "adamw"], default="muon", help="what steps the weights")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
+    parser.add_argument("--match-weight", type=float, default=0.075, help="of the matching loss beside the regression")
+    parser.add_argument("--pair-deg", type=float, default=75.0, help="pairs look from directions within this")
     parser.add_argument("--final-share", type=float, default=0.01, help="learning rate at the end, of the peak")
     parser.add_argument("--first-share", type=float, default=0.5, help="within: of the time, at half the side")
     parser.add_argument("--fuse", action="store_true", help="compile the renderer's distances: pays on a GPU")

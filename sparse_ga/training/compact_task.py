@@ -23,7 +23,7 @@ from sparse_ga.synthetic.procedural.scene import Batch, SceneConfig, render_batc
 from sparse_ga.training.checkpoints import digest_of
 from sparse_ga.training.dense import forward_pairs
 from sparse_ga.training.loop import Measured
-from sparse_ga.training.losses import info_nce, regression
+from sparse_ga.training.losses import MatchLoss, info_nce, regression
 from sparse_ga.training.metrics import Record
 from sparse_ga.training.validation import device_of, view_angle
 
@@ -216,8 +216,8 @@ def sample_pixels(maps: Tensor, xy: Tensor) -> Tensor:
 
 def matching_loss(
     outputs: tuple[Output, Output], matches: tuple[Tensor, Tensor], alpha: float
-) -> tuple[Tensor, Tensor]:
-    """MASt3R's matching loss (), weighted by descriptor confidence, and the share of reciprocal hits ().
+) -> tuple[Tensor, MatchLoss]:
+    """MASt3R's matching loss (), weighted by descriptor confidence, and what it weights.
 
     `outputs` hold both orders next to each other; `matches` are `draw_matches`' pixels and validity.
     """
@@ -232,7 +232,7 @@ def matching_loss(
     found = info_nce((described[0], described[1]), pixels, both, 1 / 0.07, 2.5)
     confidence = (trust[0] * trust[1]).clamp_min(1e-6).sqrt()
     each = confidence * found.each - alpha * confidence.log()
-    return torch.where(both, each, 0.0).sum() / both.sum().clamp_min(1), found.accuracy
+    return torch.where(both, each, 0.0).sum() / both.sum().clamp_min(1), found
 
 
 class CompactTask:
@@ -317,8 +317,9 @@ class CompactTask:
         valid = (on_object & told).flatten(2)
         shape = regression(points, confidence, truth.flatten(2, 3), valid, self.config.alpha)
         matches = draw_matches(draw, pairs, self.config.correspondences)
-        nce, accuracy = matching_loss(outputs, matches, self.config.match_alpha)
-        measured = {"regression": shape.loss.detach(), "error": shape.error, "nce": nce.detach(), "accuracy": accuracy}
+        nce, found = matching_loss(outputs, matches, self.config.match_alpha)
+        measured = {"regression": shape.loss.detach(), "error": shape.error, "accuracy": found.accuracy}
+        measured |= {"nce": nce.detach(), "info_nce": found.loss.detach()}
         return shape.loss + self.config.match_weight * nce, {**measured, "mode": float(_MODES.index(mode))}
 
     def validate(self, model: nn.Module) -> Record:
