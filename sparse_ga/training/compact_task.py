@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparse_ga.network.architecture import Architecture, Range
+from sparse_ga.network.heads import CatConvHead
 from sparse_ga.network.masking import MaskMode
 from sparse_ga.network.model import AsymmetricMASt3R, Output, build_model
 from sparse_ga.synthetic.procedural.bundle import Draw
@@ -235,6 +236,19 @@ def matching_loss(
     return torch.where(both, each, 0.0).sum() / both.sum().clamp_min(1), found
 
 
+@torch.no_grad()
+def share_within_patches(model: nn.Module) -> None:
+    """Let fresh descriptor heads say the same of all pixels of a patch.
+
+    With weights of its own for every place in a patch, an untrained head's descriptors tell of the place and of nothing
+    else: InfoNCE is then far above chance, training first makes all descriptors equal, and hardly gets away from there.
+    """
+    for head in (model.downstream_head1, model.downstream_head2):
+        assert isinstance(head, CatConvHead)
+        weight = head.head_local_features.fc2.weight.unflatten(0, (-1, head.patch**2))  # (D, p * p, C)
+        weight.copy_(weight[:, :1].expand_as(weight))
+
+
 class CompactTask:
     """Regression and matching on pairs rendered for every step, or drawn from a pool where that would take too long."""
 
@@ -261,6 +275,7 @@ class CompactTask:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             model = build_model(architecture(self.config.size, self.config.side))
+            share_within_patches(model)
         if self.initial is not None:
             model.load_state_dict(self.initial)
         return model

@@ -41,6 +41,7 @@ from sparse_ga.training.compact_task import (
     sample_pixels,
     true_points,
 )
+from sparse_ga.training.dense import forward_pairs
 from sparse_ga.training.loop import Chunk, LoopConfig, run
 from sparse_ga.training.metrics import read_log
 from sparse_ga.training.validation import (
@@ -208,6 +209,18 @@ def test_loss_is_finite_and_reaches_every_part_in_every_mode(mode: int) -> None:
             assert torch.isfinite(parameter.grad).all(), name
 
 
+def test_fresh_descriptors_tell_of_patches_and_not_of_the_place_within() -> None:
+    """With a word for every place in a patch InfoNCE starts at twice its chance level, and training stays at chance."""
+    model = CompactTask(TINY, None).build()
+    assert isinstance(model, AsymmetricMASt3R)
+    images = torch.rand(2, 1, 3, 48, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for output in forward_pairs(model, images, torch.ones(2, 1, 48, 48, dtype=torch.bool), "tokens"):
+        assert output.descriptors is not None
+        patches = output.descriptors.unflatten(1, (6, 8)).unflatten(3, (6, 8))  # (2, 6, 8, 6, 8, D)
+        torch.testing.assert_close(patches, patches[:, :, :1, :, :1].expand_as(patches), atol=1e-5, rtol=0)
+        assert float(patches[0, :, 0, :, 0].flatten(0, 1).std(0).max()) > 0.01  # patches differ
+
+
 @pytest.mark.slow
 def test_same_step_same_loss_and_other_step_other_loss() -> None:
     task = CompactTask(TINY, None)
@@ -259,7 +272,7 @@ def test_compact_training_resumes_with_the_same_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_training_in_a_given_time_goes_from_small_to_large_and_resumes(tmp_path: Path) -> None:
-    task = replace(TINY, views=4, grid=16, correspondences=16)
+    task = replace(TINY, objects=1, grid=16, correspondences=16)
     small, large = stages(replace(task, side=64), 0.5)
     assert (small.task.side, small.task.correspondences, large.task.side) == (32, 8, 64)
     assert small.task.seed != large.task.seed  # other objects
@@ -284,13 +297,13 @@ def test_a_training_in_a_given_time_goes_from_small_to_large_and_resumes(tmp_pat
 @pytest.mark.timeout(1800)
 def test_compact_training_learns_shape_on_unseen_batches(tmp_path: Path) -> None:
     """40 steps at tiny size: the error on batches never trained on falls well below that of the untrained network."""
-    task = CompactTask(replace(TINY, objects=4), None)
+    task = CompactTask(replace(TINY, objects=4, repeats=3), None)
     loop = LoopConfig(steps=40, learning_rate=2e-3, warmup=5, validate_every=1000, log_every=10)
     state = run(task, loop, tmp_path, CPU, Chunk())
 
     def error(network: torch.nn.Module) -> float:
         with torch.no_grad():
-            return float(np.mean([task.loss(network, 100_000 + k)[1]["error"] for k in range(6)]))
+            return float(np.mean([task.loss(network, 99_999 + 3 * k)[1]["error"] for k in range(6)]))
 
     assert error(state.model) < 0.4 * error(task.build())
 
