@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -157,10 +158,12 @@ def within(args: argparse.Namespace) -> None:
     """Train in the time given: at half the side, then at the side, with as many steps as there is time for."""
     if args.minutes is None:
         raise SystemExit("train_compact.py within: say in how many --minutes")
+    begun = time.monotonic()
     _set_up(args, args.objects * args.rendered_steps)
     initial = None if args.start is None else load_parts(args.start)
     plan = stages(_config(args), args.first_share) if args.first_share > 0 else stages(_config(args), 0.0)[1:]
-    train_within(args.minutes, plan, _loop(args), args.run, torch.device(args.device), initial)
+    left = args.minutes - (time.monotonic() - begun) / 60  # compiling takes some of it
+    train_within(left, plan, _loop(args), args.run, torch.device(args.device), initial)
 
 
 def _averaged(args: argparse.Namespace) -> AsymmetricMASt3R:

@@ -1,1 +1,1 @@
-"""Training of our own small networks: losses, a resumable loop, checkpoints and metrics without pickle."""
+"""Training of our own small networks: losses, optimisers, a resumable loop that fits a given time, checkpoints."""

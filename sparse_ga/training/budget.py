@@ -20,6 +20,7 @@ from torch import Tensor
 from sparse_ga.training.checkpoints import averaged_weights, export_parts
 from sparse_ga.training.compact_task import CompactTask, CompactTaskConfig
 from sparse_ga.training.loop import Chunk, LoopConfig, make_optimizer, run
+from sparse_ga.training.metrics import read_log
 
 _MARGIN = 0.94
 """Share of a stage's time that its schedule is meant to take: steps are not all equally long."""
@@ -115,6 +116,8 @@ def train_within(
         task = CompactTask(stage.task, None, weights)
         state = run(task, stage_loop, place, device, Chunk(minutes=max(0.0, left / 60)))
         weights = {name: value.detach().cpu().clone() for name, value in state.average.items()}
+        logged = [record for record in read_log(place / "metrics.jsonl") if "loss" in record]
+        report(json.dumps({name: round(value, 4) for name, value in (logged[-1] if logged else {}).items()}))
         for path in export_parts(folder / "weights", weights):
             report(f"side {stage.task.side}, step {state.step} of {stage_loop.steps}: {path}")
     assert weights is not None
