@@ -66,7 +66,7 @@ class MuonAdamW(torch.optim.Optimizer):
         for p in parameters:
             if not self.state[p]:
                 self.state[p].update(first=torch.zeros_like(p), second=torch.zeros_like(p), step=torch.zeros(()))
-        count = int(self.state[parameters[0]]["step"]) + 1  # on the CPU: nothing waits for a GPU
+        count = 1 + max(int(self.state[p]["step"]) for p in parameters)  # on the CPU: nothing waits for a GPU
         gradients = _gradients(parameters)
         first, second = ([self.state[p][name] for p in parameters] for name in ("first", "second"))
         torch._foreach_lerp_(first, gradients, 1 - low)
