@@ -54,7 +54,10 @@ class MuonAdamW(torch.optim.Optimizer):
     def _step_matrices(self, parameters: list[Tensor], rate: float) -> None:
         for same in _by_shape(parameters):
             gradients = _gradients(same)
-            momenta = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in same]
+            for p in same:
+                if not self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+            momenta = [self.state[p]["momentum"] for p in same]
             torch._foreach_lerp_(momenta, gradients, 1 - _MOMENTUM)
             ahead = torch._foreach_lerp(gradients, momenta, _MOMENTUM)  # Nesterov's
             updates = orthogonalised(torch.stack(ahead))
