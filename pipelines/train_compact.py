@@ -118,10 +118,7 @@ def _loop(args: argparse.Namespace) -> LoopConfig:
 
 
 def _set_up(args: argparse.Namespace, objects: int) -> None:
-    """Fused distances, where they compile, for `objects` rendered together.
-
-    Products stay exact outside the network: rays, poses and points need it.
-    """
+    """Fused distances, where they compile, for `objects` rendered together."""
     if args.fuse:
         device = torch.device(args.device)
         fuse_distances(1 << 19 if device.type == "cuda" else 1 << 14)

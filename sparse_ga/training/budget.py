@@ -38,7 +38,8 @@ class Stage:
 
 def stages(task: CompactTaskConfig, first_share: float = 0.5) -> tuple[Stage, Stage]:
     """At half the side of `task`, with half the correspondences, then at its side; other objects in each."""
-    small = dataclasses.replace(task, side=task.side // 2, correspondences=task.correspondences // 2)
+    half = task.side // 32 * 16  # a multiple of every patch
+    small = dataclasses.replace(task, side=half, correspondences=task.correspondences // 2)
     large = dataclasses.replace(task, seed=task.seed + 1)
     return Stage(small, first_share, 0.1), Stage(large, 1 - first_share, 0.01)
 

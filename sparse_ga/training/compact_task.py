@@ -323,7 +323,7 @@ class CompactTask:
         assert isinstance(model, AsymmetricMASt3R)
         device = device_of(model)
         pairs, mode, draw = self.batch(step, device)
-        half = torch.bfloat16 if device.type == "cuda" else None
+        half = torch.bfloat16 if device.type == "cuda" else None  # in the network alone: true points must stay exact
         outputs = forward_pairs(model, pairs.images, pairs.masks, mode, half)
         masks = interleave(pairs.masks)
         truth, on_object = true_points(pairs)

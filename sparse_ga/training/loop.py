@@ -105,12 +105,11 @@ def make_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.Optimize
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    if config.optimizer == "adamw":
-        fused = next(model.parameters()).is_cuda
-        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=fused)
-    linear = [p for p in model.parameters() if id(p) in matrices]
-    groups.append({"params": linear, "weight_decay": config.weight_decay, "orthogonal": True})
-    return MuonAdamW(groups, config.learning_rate)
+    if matrices:
+        linear = [p for p in model.parameters() if id(p) in matrices]
+        groups.append({"params": linear, "weight_decay": config.weight_decay, "orthogonal": True})
+    fused = next(model.parameters()).is_cuda
+    return MuonAdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=fused)
 
 
 @torch.no_grad()

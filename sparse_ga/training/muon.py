@@ -2,20 +2,21 @@
 
 Muon: K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024), with the scale of the update
 from Liu et al., "Muon is scalable for LLM training" (arXiv 2502.16982, section 2.2), by which both share one learning
-rate and weight decay. Matrices of one shape are handled together: a small network has hundreds.
+rate and weight decay. Matrices of one shape are handled together, for a small network has hundreds; PyTorch has a Muon
+from version 2.9 on, which takes them one by one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)
-_ADAM_BETAS, _EPSILON, _MOMENTUM = (0.9, 0.95), 1e-8, 0.95
+_MOMENTUM = 0.95
 
 
 def orthogonalised(matrices: Tensor, rounds: int = 5) -> Tensor:
@@ -32,59 +33,35 @@ def orthogonalised(matrices: Tensor, rounds: int = 5) -> Tensor:
     return (x.transpose(1, 2) if tall else x).to(matrices.dtype)
 
 
-class MuonAdamW(torch.optim.Optimizer):
-    """Groups with `orthogonal` hold matrices (r, c), which Muon steps; the others are stepped by AdamW."""
-
-    def __init__(self, groups: Iterable[dict[str, Any]], lr: float) -> None:
-        super().__init__(groups, {"lr": lr, "weight_decay": 0.0, "orthogonal": False})
+class MuonAdamW(torch.optim.AdamW):
+    """Groups with `orthogonal` hold matrices (r, c), which Muon steps; the others are AdamW's."""
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step from the gradients at hand; parameters without one stay."""
-        for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if not parameters:
-                continue
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            if group["orthogonal"]:
-                self._step_matrices(parameters, group["lr"])
-            else:
-                self._step_adam(parameters, group["lr"])
+        groups = self.param_groups
+        for group in groups:
+            if group.get("orthogonal"):
+                self._step_matrices([p for p in group["params"] if p.grad is not None], group)
+        self.param_groups = [group for group in groups if not group.get("orthogonal")]
+        try:
+            super().step()
+        finally:
+            self.param_groups = groups
 
-    def _step_matrices(self, parameters: list[Tensor], rate: float) -> None:
+    def _step_matrices(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         for same in _by_shape(parameters):
-            gradients = _gradients(same)
+            gradients = [p.grad for p in same if p.grad is not None]
             for p in same:
                 if not self.state[p]:
-                    self.state[p]["momentum"] = torch.zeros_like(p)
+                    self.state[p].update(momentum=torch.zeros_like(p), step=torch.zeros(()))  # AdamW looks for a step
             momenta = [self.state[p]["momentum"] for p in same]
             torch._foreach_lerp_(momenta, gradients, 1 - _MOMENTUM)
             ahead = torch._foreach_lerp(gradients, momenta, _MOMENTUM)  # Nesterov's
             updates = orthogonalised(torch.stack(ahead))
             scale = 0.2 * math.sqrt(max(same[0].shape))
-            torch._foreach_add_(same, list(updates), alpha=-rate * scale)
-
-    def _step_adam(self, parameters: list[Tensor], rate: float) -> None:
-        low, high = _ADAM_BETAS
-        for p in parameters:
-            if not self.state[p]:
-                self.state[p].update(first=torch.zeros_like(p), second=torch.zeros_like(p), step=torch.zeros(()))
-        count = 1 + max(int(self.state[p]["step"]) for p in parameters)  # on the CPU: nothing waits for a GPU
-        gradients = _gradients(parameters)
-        first, second = ([self.state[p][name] for p in parameters] for name in ("first", "second"))
-        torch._foreach_lerp_(first, gradients, 1 - low)
-        torch._foreach_mul_(second, high)
-        torch._foreach_addcmul_(second, gradients, gradients, 1 - high)
-        size = torch._foreach_sqrt(second)
-        torch._foreach_div_(size, math.sqrt(1 - high**count))
-        torch._foreach_add_(size, _EPSILON)
-        torch._foreach_addcdiv_(parameters, first, size, -rate / (1 - low**count))
-        for p in parameters:
-            self.state[p]["step"].fill_(count)
-
-
-def _gradients(parameters: list[Tensor]) -> list[Tensor]:
-    return [p.grad for p in parameters if p.grad is not None]
+            torch._foreach_mul_(same, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(same, list(updates), alpha=-group["lr"] * scale)
 
 
 def _by_shape(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
