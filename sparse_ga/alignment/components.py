@@ -32,6 +32,7 @@ TRIPLETS, JOINT, GIVEN = (
 )
 """Why a pair whose own geometry is sound is dropped: it contradicts others."""
 CONTRADICTING = "its pairs contradict each other"
+SMALLER, UNPOSED = "in a smaller component", "tied to no photograph with a given pose"
 VAGUE = "a single pair with few matches ties it to the others, which tells its pose too badly"
 
 
@@ -96,7 +97,7 @@ def solve_graph(
     pairs = graph.edges.pairs
     texts = [*dropped, *(f"{names[pairs[e, 0]]} | {names[pairs[e, 1]]} | {why}" for e, why in lost)]
     world_from_view[~registered] = np.eye(4)
-    reasons = _reasons(views, registered, label, cut, texts)
+    reasons = _reasons(views, registered, label, cut, texts, known)
     return GraphSolution(world_from_view, registered, reasons, tuple(texts), _contradicted(graph, registered, lost))
 
 
@@ -207,10 +208,11 @@ def _place_alone(
 
 
 def _reasons(
-    views: Sequence[View], registered: Array, label: Array, cut: Array, dropped: Sequence[str]
+    views: Sequence[View], registered: Array, label: Array, cut: Array, dropped: Sequence[str], known: KnownPoses
 ) -> tuple[str, ...]:
     """Why each view is not registered, "" where it is; `cut` (N,) says so of those whose ties were not confirmed."""
     reasons = []
+    where = UNPOSED if known.metric else SMALLER
     for n, view in enumerate(views):
         mates = [views[m].name for m in np.flatnonzero((label == label[n]) & ~registered).tolist() if m != n]
         of_view = [text.rsplit(" | ", 1)[1] for text in dropped if view.name in text.split(" | ")[:2]]
@@ -221,7 +223,7 @@ def _reasons(
         elif cut[n]:
             reasons.append(str(cut[n]))
         elif mates:
-            reasons.append(f"in a smaller component, with {', '.join(mates[:5])}")
+            reasons.append(f"{where}, with {', '.join(mates[:5])}")
         elif of_view:
             reasons.append("no usable pair: " + "; ".join(sorted(set(of_view))[:3]))
         else:

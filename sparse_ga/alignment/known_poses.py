@@ -18,7 +18,7 @@ class KnownPoses:
 
     `metric` says whether they fix the scale: two cameras in different places do. `spread` is the largest distance of a
     given centre from their mean. `object_centre` is the point nearest to the rays through the middles of the masks, a
-    stand-in for the object where nothing else tells a view's depth.
+    stand-in for the object where nothing else tells a view's depth. `middles` are these rays, in each camera's axes.
     """
 
     given: Array  # (N,) bool
@@ -26,6 +26,7 @@ class KnownPoses:
     metric: bool
     spread: float
     object_centre: Array  # (3,)
+    middles: Array  # (N, 3), NaN where the mask is empty
 
 
 def known_poses(views: Sequence[View], intrinsics: Array) -> KnownPoses:
@@ -37,13 +38,21 @@ def known_poses(views: Sequence[View], intrinsics: Array) -> KnownPoses:
             poses[n] = view.world_from_cam
     spread = _spread(poses[given, :3, 3])
     metric = spread > 0
+    middles = np.array([_middle_ray(view.mask, k) for view, k in zip(views, intrinsics)]).reshape(-1, 3)
     centre = np.zeros(3)
-    seen = [n for n in np.flatnonzero(given).tolist() if views[n].mask.any()]
-    if metric and seen:
-        middles = [np.stack(np.nonzero(views[n].mask)[::-1], -1).mean(0) for n in seen]
-        aim = [poses[n, :3, :3] @ rays(intrinsics[n], middle[None])[0] for n, middle in zip(seen, middles)]
-        centre = _nearest_point(poses[seen, :3, 3], np.array(aim))
-    return KnownPoses(given, poses, metric, spread, centre)
+    seen = given & np.isfinite(middles).all(-1)
+    if metric and seen.any():
+        aim = (poses[seen, :3, :3] @ middles[seen, :, None])[..., 0]
+        centre = _nearest_point(poses[seen, :3, 3], aim)
+    return KnownPoses(given, poses, metric, spread, centre, middles)
+
+
+def _middle_ray(mask: Array, intrinsics: Array) -> Array:
+    """Ray (3,) through the middle of a mask (H, W), NaN without one."""
+    if not mask.any():
+        return np.full(3, np.nan)
+    middle: Array = rays(intrinsics, np.stack(np.nonzero(mask)[::-1], -1).mean(0)[None])[0]
+    return middle
 
 
 def _spread(places: Array) -> float:
@@ -76,12 +85,29 @@ def depth_of_centre(known: KnownPoses, view: int) -> float:
     return depth if depth > 0 else known.spread
 
 
+def _depth_in_component(world_from_view: Array, members: Array, known: KnownPoses, view: int) -> float:
+    """Depth of the object's centre in one view of a component, in that view's own units.
+
+    The centre is the point nearest to the members' rays through their masks' middles. A view's unit is the median
+    depth of the surface it sees, and a centre lies behind that by less than the distance again: what contradicts it,
+    from rays that are all but parallel, is cut to this range.
+    """
+    seen = np.flatnonzero(members & np.isfinite(known.middles).all(-1))
+    if len(seen) < 2:
+        return 1.0
+    aim = (world_from_view[seen, :3, :3] @ known.middles[seen, :, None])[..., 0]
+    centre = _nearest_point(world_from_view[seen, :3, 3], aim)
+    axes = world_from_view[view, :3, :3]  # scaled by the view's unit
+    depth = float(np.linalg.solve(axes, centre - world_from_view[view, :3, 3])[2])
+    return min(max(depth, 1.0), 2.0)
+
+
 def frame_from_given(world_from_view: Array, members: Array, known: KnownPoses) -> Array:
     """Similarity (4, 4) that takes a component's frame to the frame of the given poses.
 
     `world_from_view` (N, 4, 4) are the component's similarities, `members` (N,) bool. With two given views or more in
-    different places, their rotations and centres decide; with one, its pose, and the depth of the object's centre
-    gives the scale. At least one member must have a given pose.
+    different places, their rotations and centres decide; with one, its pose, and the depth of the object's centre,
+    there and in the component, gives the scale. At least one member must have a given pose.
     """
     index = np.flatnonzero(members & known.given)
     scale = np.cbrt(np.linalg.det(world_from_view[index, :3, :3]))
@@ -94,7 +120,9 @@ def frame_from_given(world_from_view: Array, members: Array, known: KnownPoses) 
     if len(index) >= 2 and spread_here.max() > 1e-9 and _spread(there) > 0:
         size = float(np.median(spread_there[spread_here > 1e-9] / spread_here[spread_here > 1e-9]))
     elif known.metric:
-        size = depth_of_centre(known, int(index[0])) / float(scale[0])
+        first = int(index[0])
+        here_first = _depth_in_component(world_from_view, members, known, first) * float(scale[0])
+        size = depth_of_centre(known, first) / here_first
     else:
         size = 1.0
     return make(rotation, np.median(there - size * here, axis=0), size)

@@ -75,7 +75,8 @@ def refine_views(
         current, placed = resect_views(current, inputs, refused)
         if same and not placed.any():
             break
-        excluded = judged & ~np.array([placed[list(pair)].any() for pair in pairs], bool)
+        placed_again = np.array([placed[list(pair)].any() for pair in pairs], bool)
+        excluded = judged & ~(placed_again & ~_rejected(load_matches, judged & placed_again))
     if not current.registered.any() and alignment.registered.any():
         current = replace(current, status="failed: the matches contradict every camera")
     held = _held_focal(views, config)
@@ -86,6 +87,11 @@ def _dropped(alignment: Alignment, pairs: Sequence[tuple[int, int]]) -> Array:
     """Which pairs (P,) bool the alignment left out."""
     names, left_out = alignment.names, alignment.dropped_names
     return np.array([i == j or (names[i], names[j]) in left_out for i, j in pairs], bool)
+
+
+def _rejected(load_matches: Callable[[int], VerifiedMatches], asked: Array) -> Array:
+    """Which of the pairs `asked` (P,) bool the matching rejected: no evidence ever judges what those still hold."""
+    return np.array([ask and load_matches(p).rejected is not None for p, ask in enumerate(asked.tolist())], bool)
 
 
 def _judge(inputs: Inputs, alignment: Alignment, evidence: PairEvidence, excluded: Array) -> tuple[Alignment, Array]:

@@ -272,6 +272,7 @@ def _summarize(reconstruction: Reconstruction, files: list[Path], out: Path, rep
 
 _REMEDIES = (
     ("in a smaller component", "add photographs between the two groups"),
+    ("tied to no photograph with a given pose", "give a pose to one of them, or add photographs in between"),
     ("its pairs contradict", "add photographs between it and its neighbours, so that like sides can be told apart"),
     ("no usable pair", "add photographs between it and its neighbours, or try another predictor"),
     ("no pair", "its neighbours are not in the pair graph; try pairs.graph=complete"),

@@ -80,7 +80,8 @@ def write_colmap(
 
     Raises `InputError` for names that the text format cannot hold.
     """
-    spaced = [name for name in reconstruction.names if text and len(name.split()) != 1]
+    written = [name for name, seen in zip(reconstruction.names, reconstruction.registered, strict=True) if seen]
+    spaced = [name for name in written if text and len(name.split()) != 1]
     if spaced:
         raise InputError(
             f"COLMAP's text format cannot hold {spaced[0]!r}: rename the image, or export the binary model"

@@ -47,7 +47,7 @@ class Photograph:
 def natural_order(path: Path) -> tuple[list[tuple[int, str | int]], str]:
     """Sorting key by which img2 comes before img10."""
     parts = re.split(r"(\d+)", path.name)
-    return [(1, int(part)) if part.isdigit() else (0, part.lower()) for part in parts], str(path)
+    return [(1, int(part)) if part.isdecimal() else (0, part.lower()) for part in parts], str(path)
 
 
 def comparable(name: str) -> str:

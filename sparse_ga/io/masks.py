@@ -89,12 +89,38 @@ def _refuse_photograph(path: Path, values: Array) -> None:
         raise InputError(f"{path}: this is a photograph, not a mask; are the folders of images and masks exchanged?")
 
 
+def _open(path: Path) -> Image.Image:
+    """The mask file, a black and white palette image in its colours where its entries say otherwise.
+
+    Encoders order palettes as they like: where white is entry 0 and black entry 1, the entries are an inverted mask.
+    """
+    image = open_image(path, "mask")
+    if image.mode != "P":
+        return image
+    entries = np.asarray(image)
+    colours = np.asarray(image.convert("RGB"))
+    white, black = (colours == 255).all(-1), (colours == 0).all(-1)
+    two_colours = (white | black).all() and len(np.unique(entries)) == int(white.any()) + int(black.any())
+    return Image.fromarray(white.astype(np.uint8) * 255) if two_colours and ((entries != 0) != white).any() else image
+
+
+def _labels_seen(colours: Array, alpha: Array) -> Array | None:
+    """Small labels (H, W) that an image with transparency holds in its grey values, 0 where it is transparent."""
+    seen = alpha >= 128
+    values = np.where(seen, colours[..., 0], 0)
+    grey = (colours[seen].min(-1) == colours[seen].max(-1)).all()
+    return values if grey and 0 < values.max(initial=0) < 250 and len(np.unique(values)) <= _MOST_LABELS else None
+
+
 def _labels(path: Path, image: Image.Image) -> Array:
-    """Mask file as (H, W) labels, (H, W) soft values in [0, 255], or (H, W, 3) colours; alpha wins if it cuts out."""
+    """Mask file as (H, W) labels, (H, W) soft values in [0, 255], or (H, W, 3) colours; alpha wins if it cuts out
+    anything but labels."""
     if image.mode in ("RGBA", "LA", "PA"):
-        alpha = np.asarray(image.convert("RGBA"))[..., 3]
+        whole = np.asarray(image.convert("RGBA"))
+        alpha = whole[..., 3]
         if alpha.min() < 128:
-            return alpha
+            labels = _labels_seen(whole[..., :3], alpha)
+            return alpha if labels is None else labels
         image = image.convert("RGB")
     if image.mode in ("P", "1", "L", "I", "F") or image.mode.startswith("I;16"):
         return np.asarray(image)
@@ -166,7 +192,7 @@ def read_mask(path: Path, size: tuple[int, int], object_id: int | None = None) -
     `object_id` picks one and None all but 0. A mask of another size is resized if its ratio fits. Raises
     `InputError` when it does not, and when the file is broken or is a photograph.
     """
-    image = open_image(path, "mask")
+    image = _open(path)
     relation = compare_sizes(image.size, size)
     if relation in ("turned", "different"):
         hint = "the mask was made from the photograph before turning it upright" if relation == "turned" else ""
@@ -179,7 +205,7 @@ def read_mask(path: Path, size: tuple[int, int], object_id: int | None = None) -
 
 def mask_labels(path: Path) -> tuple[int, ...]:
     """The integer labels in a mask file, without 0; none in a mask that is black and white, soft, or in colours."""
-    image = open_image(path, "mask")
+    image = _open(path)
     values = _labels(path, image)
     if values.ndim == 3 or values.dtype.kind not in "iu":
         return ()
@@ -190,7 +216,7 @@ def mask_labels(path: Path) -> tuple[int, ...]:
 
 def describe_label_choice(path: Path) -> str:
     """Which labels a mask file holds, for messages: "labels 1, 2, 5"."""
-    values = _labels(path, open_image(path, "mask"))
+    values = _labels(path, _open(path))
     if values.ndim == 3:
         return "colours"
     labels = [str(int(value)) for value in np.unique(values) if value != 0]

@@ -13,7 +13,7 @@ from sparse_ga.stages.ingest import Source
 from sparse_ga.store import Key, digest_of
 
 STAGE = Stage(
-    "triangulate", 10, "run", ("ingest", "calibrate", "pairs", "match", "align3d", "refine2d"), ("triangulate",)
+    "triangulate", 11, "run", ("ingest", "calibrate", "pairs", "match", "align3d", "refine2d"), ("triangulate",)
 )
 
 

@@ -171,12 +171,13 @@ def hull_silhouette(rig: Rig, view: int, hull: Hull, shape: tuple[int, int]) -> 
     """Where the hull projects in a view, (H, W) bool, grown to cover whole cells."""
     centers = hull.centers(hull.inside)
     pixel, inside = project_nearest(rig, view, centers, shape)
-    picture = np.zeros(shape[0] * shape[1], np.uint8)
-    picture[pixel[inside]] = 1
-    depth = (centers - rig.centers[view]) @ rig.world_from_cam[view, :3, 2] if len(centers) else np.ones(1)
-    reach = int(np.ceil(rig.intrinsics[view, 0, 0] * hull.cell / max(float(np.median(depth)), 1e-12))) + 1
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
-    return cv2.dilate(picture.reshape(shape), kernel).astype(bool)
+    if not inside.any():
+        return np.zeros(shape, bool)
+    picture = np.zeros(shape[0] * shape[1], bool)
+    picture[pixel[inside]] = True
+    depth = (centers[inside] - rig.centers[view]) @ rig.world_from_cam[view, :3, 2]
+    reach = np.ceil(rig.intrinsics[view, 0, 0] * hull.cell / float(np.median(depth))) + 1
+    return distance_outside(picture.reshape(shape)) <= reach
 
 
 def box_around(points: Array) -> tuple[Array, Array]:

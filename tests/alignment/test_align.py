@@ -216,6 +216,16 @@ def test_of_two_components_the_larger_is_registered() -> None:
     assert rotation_errors(alignment, whole.scene).max() < 2.0
 
 
+def test_given_poses_choose_their_component_and_the_reason_says_so() -> None:
+    whole = ring_case(6, MILD)
+    inside = [k for k, (i, j) in enumerate(whole.pairs) if (i < 4) == (j < 4)]
+    pick = [tuple(getattr(whole, name)[k] for k in inside) for name in ("pairs", "predictions", "matches")]
+    case = with_poses(Case(whole.scene, whole.views, *pick), [4, 5])
+    alignment = case.align()[1]
+    np.testing.assert_array_equal(alignment.registered, [False] * 4 + [True] * 2)
+    assert alignment.reasons[0].startswith("tied to no photograph with a given pose, with view_001")
+
+
 def test_an_empty_mask_is_a_reason_not_a_crash() -> None:
     case = ring_case(5, MILD)
     blank = replace(case.views[2], mask=np.zeros_like(case.views[2].mask))
@@ -421,6 +431,30 @@ def test_pairs_of_a_placed_view_are_no_longer_dropped() -> None:
     refined = refine_views(case.views, canonical, missing, case.pairs, case.matches.__getitem__, Refine2dConfig())
     assert refined.registered.all()
     assert not set(of_the_view) & set(refined.dropped_pairs)
+
+
+@pytest.mark.slow
+def test_what_rejected_pairs_of_a_placed_view_still_hold_takes_no_part() -> None:
+    case = ring_case(8, MILD)
+    canonical, coarse = case.align()
+    missing = replace(
+        coarse,
+        registered=np.arange(8) != 7,
+        reasons=tuple("lost" if n == 7 else "" for n in range(8)),
+        world_from_cam=np.where((np.arange(8) == 7)[:, None, None], np.eye(4), coarse.world_from_cam),
+        dropped_pairs=tuple(f"view_{i:03d}.png | view_{j:03d}.png | lost" for i, j in case.pairs if j == 7),
+    )
+    refined = []
+    for kept in (True, False):
+        matches = list(case.matches)
+        for k, (i, j) in enumerate(case.pairs):
+            if j == 7 and 1 <= i <= 5:  # kept for the report, all of them 9 px off
+                wrong = replace(matches[k].matches, xy_j=matches[k].matches.xy_j + np.float32(9))
+                matches[k] = VerifiedMatches(wrong if kept else PairMatches.empty(), 0.0, "none", "less than 20% agree")
+        refined.append(refine_views(case.views, canonical, missing, case.pairs, matches.__getitem__, Refine2dConfig()))
+    assert refined[0].registered.all()
+    np.testing.assert_array_equal(refined[0].world_from_cam, refined[1].world_from_cam)
+    assert refined[0].match_cost == refined[1].match_cost
 
 
 # Intrinsics
@@ -707,6 +741,23 @@ def test_given_poses_are_kept_and_fix_frame_and_scale(which: list[int]) -> None:
     true_depth = [np.median(depth[depth > 0]) for depth in case.scene.depth]
     for n in range(6):
         assert np.median(alignment.anchor_depth[of_anchor == n]) == pytest.approx(true_depth[n], rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alone", [1, 3])
+def test_the_size_is_about_right_where_only_one_given_pose_is_tied_to_the_others(alone: int) -> None:
+    case = with_poses(ring_case(8, MILD), [0, alone])
+    for k, pair in enumerate(case.pairs):
+        if alone in pair:
+            i, j = case.pairs[k]
+            case = case.changed(k, PairPrediction.reject(case.views[i], case.views[j], "too dark"), NOTHING)
+    alignment = case.align()[1]
+    assert alignment.registered.all()
+    others = [n for n in range(8) if n not in (0, alone)]
+    found, true = (
+        poses[others, :3, 3] - poses[0, :3, 3] for poses in (alignment.world_from_cam, case.scene.world_from_cam)
+    )
+    assert np.median(np.linalg.norm(found, axis=1) / np.linalg.norm(true, axis=1)) == pytest.approx(1.0, abs=0.08)
 
 
 @pytest.mark.slow

@@ -147,3 +147,5 @@ def test_another_process_writes_the_same_bytes(reconstruction: Reconstruction, t
 def test_text_models_cannot_hold_names_with_spaces(reconstruction: Reconstruction, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'photo 0\.jpg'.*binary"):
         write_colmap(reconstruction, tmp_path, text=True)
+    names = tuple(f"photo 3{n}.jpg" if n == LOST else f"photo{n}.jpg" for n in range(VIEWS))
+    assert write_colmap(replace(reconstruction, names=names), tmp_path, text=True)  # what is not written has any name

@@ -137,6 +137,12 @@ def test_find_images_in_natural_order_without_masks_and_other_files(tmp_path: Pa
     assert [path.name for path in find_images(listed)] == ["img10.png", "IMG1.JPG"]
 
 
+def test_digits_that_are_no_numbers_are_letters(tmp_path: Path):
+    for name in ("1\u00b23.png", "1\u24613.png", "12.png"):
+        save(tmp_path / name, picture())
+    assert {path.name for path in find_images(tmp_path)} == {"1\u00b23.png", "1\u24613.png", "12.png"}
+
+
 def test_find_images_says_what_is_wrong(tmp_path: Path):
     with pytest.raises(InputError, match="no such folder"):
         find_images(tmp_path / "none")
@@ -281,6 +287,40 @@ def test_soft_masks_are_cut_at_one_half_and_labels_are_not(tmp_path: Path):
     np.testing.assert_array_equal(read_mask(save(tmp_path / "s.png", soft), SIZE, 100), soft == 100)
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_palette_of_black_and_white_counts_by_its_colours(tmp_path: Path, inside: bool):
+    """Encoders put white first when it is rarer, or more frequent: the entries are then an inverted mask."""
+    truth = blob() == inside
+    white_first, black_second = (
+        Image.fromarray((~truth).astype(np.uint8), mode="P"),
+        Image.fromarray(np.where(truth, 5, 3).astype(np.uint8), mode="P"),
+    )
+    white_first.putpalette([255, 255, 255, 0, 0, 0])
+    black_second.putpalette([9] * 9 + [0, 0, 0, 7, 7, 7, 255, 255, 255])
+    white_first.save(tmp_path / "w.png")
+    black_second.save(tmp_path / "b.png")
+    Image.fromarray(truth.astype(np.uint8) * 255).convert("RGB").save(tmp_path / "g.gif")
+    Image.fromarray(truth.astype(np.uint8) * 255).convert("RGB").quantize(2).save(tmp_path / "q.png")
+    for name in ("w.png", "b.png", "g.gif", "q.png"):
+        np.testing.assert_array_equal(read_mask(tmp_path / name, SIZE), truth, name)
+        assert mask_labels(tmp_path / name) in ((), (1,))
+    full = Image.fromarray(np.zeros((16, 24), np.uint8), mode="P")
+    full.putpalette([255, 255, 255])
+    full.save(tmp_path / "f.png")
+    assert read_mask(tmp_path / "f.png", SIZE).all()
+
+
+def test_labels_in_a_palette_stay_labels_whatever_their_colours(tmp_path: Path):
+    labels = np.zeros((16, 24), np.uint8)
+    labels[:, 6:12], labels[:, 12:] = 1, 2
+    for name, palette in (("none", [0] * 9), ("white", [255] * 9), ("dim", [0, 0, 0, 1, 1, 1, 2, 2, 2])):
+        image = Image.fromarray(labels, mode="P")
+        image.putpalette(palette)
+        image.save(tmp_path / f"{name}.png")
+        np.testing.assert_array_equal(read_mask(tmp_path / f"{name}.png", SIZE), labels > 0, name)
+        np.testing.assert_array_equal(read_mask(tmp_path / f"{name}.png", SIZE, 2), labels == 2, name)
+
+
 def test_masks_of_other_modes(tmp_path: Path):
     save(tmp_path / "bool.png", blob())
     np.testing.assert_array_equal(read_mask(tmp_path / "bool.png", SIZE), blob())
@@ -293,6 +333,12 @@ def test_masks_of_other_modes(tmp_path: Path):
     palette.save(tmp_path / "p.png")
     np.testing.assert_array_equal(read_mask(tmp_path / "p.png", SIZE), blob())
     np.testing.assert_array_equal(read_mask(tmp_path / "p.png", SIZE, 9), blob())
+    labelled = np.zeros((16, 24, 4), np.uint8)
+    labelled[blob()] = (3, 3, 3, 255)
+    labelled[0, 0] = (1, 1, 1, 255)
+    path = save(tmp_path / "l.png", labelled)
+    np.testing.assert_array_equal(read_mask(path, SIZE, 3), blob())
+    assert mask_labels(path) == (1, 3)
     colours = np.zeros((16, 24, 3), np.uint8)
     colours[blob()] = (200, 10, 30)
     np.testing.assert_array_equal(read_mask(save(tmp_path / "c.png", colours), SIZE), blob())

@@ -16,7 +16,7 @@ from sparse_ga.triangulation.depth import (
     normalised_confidence,
     rim_depths,
 )
-from sparse_ga.triangulation.silhouettes import carve, hull_front
+from sparse_ga.triangulation.silhouettes import carve, distance_outside, hull_front, hull_silhouette
 
 RIG, VIEWS = ball_views(16, size=(192, 144))
 TRUE = VIEWS[0].depth.astype(np.float64)
@@ -95,6 +95,23 @@ def test_hull_of_a_ball() -> None:
     assert np.median(np.abs(gap)) < 0.02
     assert (gap > -0.02).mean() > 0.97  # the hull holds the surface, to within its cells
     assert (hull_front(RIG, 0, hull, np.array([[0.0, 0.0]])) == 0).all()
+
+
+def test_the_silhouette_of_a_hull_covers_the_mask_and_little_more() -> None:
+    hull = carve(RIG, [view.mask for view in VIEWS], np.random.default_rng(0).uniform(-0.5, 0.5, (50, 3)))
+    reach = hull_silhouette(RIG, 0, hull, INSIDE.shape)
+    assert reach[INSIDE].all()
+    assert (distance_outside(INSIDE)[reach] < 12).all()
+
+
+@pytest.mark.parametrize("ahead", [-1.0, 1e-9, 1e-3])
+def test_a_camera_that_faces_away_or_stands_in_the_hull_has_a_silhouette(ahead: float) -> None:
+    """A given pose in other axes, or of another unit, is an input mistake that must not end in OpenCV."""
+    hull = carve(RIG, [view.mask for view in VIEWS], np.random.default_rng(0).uniform(-0.5, 0.5, (50, 3)))
+    poses = RIG.world_from_cam.copy()
+    poses[0, :3, 3] = -ahead * poses[0, :3, 2] * (10 if ahead < 0 else 1)
+    reach = hull_silhouette(RIG.moved(poses, RIG.intrinsics), 0, hull, INSIDE.shape)
+    assert reach.all() if ahead > 0 else not reach.any()
 
 
 def test_outline_depths_and_the_bound() -> None:
