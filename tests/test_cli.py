@@ -443,6 +443,7 @@ def wrong(capsys: pytest.CaptureFixture, code: int = 2) -> str:
         (["run", "images", "masks"], "images: this is a folder among several words"),
         (["run", "images", "--masks", "masks", "--from", "match", "--until", "forward"], "exchange --from and --until"),
         (["run", "images", "--masks", "masks", "--format", "obj"], "unknown export format 'obj'"),
+        (["export", "images", "--format", "ply", "--set", "match.min_matches=3"], "nothing is computed again here"),
         (["run", "images", "--masks", "masks", "--object", "9"], "object 9 is in none of the masks"),
         (["run", "truncated", "--masks", "masks"], "truncated/v2.png: this photograph is broken or cut off"),
         (["run", "text", "--masks", "masks"], "text/v2.png: this photograph is not an image"),

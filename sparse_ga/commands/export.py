@@ -24,6 +24,9 @@ def export(args: argparse.Namespace, reporter: Reporter) -> int:
     if unknown:
         raise InputError(f"unknown export format {unknown[0]!r}; choose from {', '.join(FORMATS)}")
     folder, settings = Path(args.folder), parse_settings(args.set or [])
+    others = [name for name in settings if name != "export"]
+    if others:
+        raise InputError(f"--set {others[0]}: nothing is computed again here, only export.FIELD=VALUE has an effect")
     reconstruction, home = find_reconstruction(folder)
     out = Path(args.out) if args.out else home
     load_source, config = None, load_config(None, settings).export
