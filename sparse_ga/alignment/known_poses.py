@@ -14,7 +14,7 @@ from sparse_ga.products import Array, View
 
 @dataclass(frozen=True)
 class KnownPoses:
-    """Poses given for some of N views, and what follows from them.
+    """Poses given for some of N views, and what follows from them; of views with an empty mask they say nothing.
 
     `metric` says whether they fix the scale: two cameras in different places do. `spread` is the largest distance of a
     given centre from their mean. `object_centre` is the point nearest to the rays through the middles of the masks, a
@@ -31,19 +31,18 @@ class KnownPoses:
 
 def known_poses(views: Sequence[View], intrinsics: Array) -> KnownPoses:
     """The given poses of `views`; `intrinsics` (N, 3, 3), working px, aim the rays."""
-    given = np.array([view.world_from_cam is not None for view in views], bool)
+    given = np.array([view.world_from_cam is not None and bool(view.mask.any()) for view in views], bool)
     poses = np.tile(np.eye(4), (len(views), 1, 1))
     for n, view in enumerate(views):
-        if view.world_from_cam is not None:
+        if given[n] and view.world_from_cam is not None:
             poses[n] = view.world_from_cam
     spread = _spread(poses[given, :3, 3])
     metric = spread > 0
     middles = np.array([_middle_ray(view.mask, k) for view, k in zip(views, intrinsics)]).reshape(-1, 3)
     centre = np.zeros(3)
-    seen = given & np.isfinite(middles).all(-1)
-    if metric and seen.any():
-        aim = (poses[seen, :3, :3] @ middles[seen, :, None])[..., 0]
-        centre = _nearest_point(poses[seen, :3, 3], aim)
+    if metric:
+        aim = (poses[given, :3, :3] @ middles[given, :, None])[..., 0]
+        centre = _nearest_point(poses[given, :3, 3], aim)
     return KnownPoses(given, poses, metric, spread, centre, middles)
 
 

@@ -226,6 +226,16 @@ def test_given_poses_choose_their_component_and_the_reason_says_so() -> None:
     assert alignment.reasons[0].startswith("tied to no photograph with a given pose, with view_001")
 
 
+def test_given_poses_of_views_without_the_object_fix_nothing() -> None:
+    case = with_poses(ring_case(6, MILD), [4, 5])
+    blank = [replace(v, mask=np.zeros_like(v.mask)) if v.world_from_cam is not None else v for v in case.views]
+    alignment = case.with_views(blank).refine()
+    assert_sound(alignment)
+    np.testing.assert_array_equal(alignment.registered, [True] * 4 + [False] * 2)
+    assert not alignment.metric_frame
+    assert alignment.reasons[5] == "the mask is empty"
+
+
 def test_an_empty_mask_is_a_reason_not_a_crash() -> None:
     case = ring_case(5, MILD)
     blank = replace(case.views[2], mask=np.zeros_like(case.views[2].mask))
