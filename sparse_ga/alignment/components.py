@@ -207,6 +207,15 @@ def _place_alone(
     return result, registered | alone
 
 
+def about_groups(reasons: Sequence[str]) -> tuple[str, ...]:
+    """What `reasons` for missing views say of the set as a whole: which of its groups was reconstructed."""
+    said = {
+        SMALLER: "the photographs fall into groups that nothing ties together; the largest was reconstructed",
+        UNPOSED: "nothing ties some photographs to one with a given pose; only those that are tied were reconstructed",
+    }
+    return tuple(text for start, text in said.items() if any(reason.startswith(start) for reason in reasons))
+
+
 def _reasons(
     views: Sequence[View], registered: Array, label: Array, cut: Array, dropped: Sequence[str], known: KnownPoses
 ) -> tuple[str, ...]:

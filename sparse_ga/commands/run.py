@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from sparse_ga.alignment.components import SMALLER, UNPOSED, about_groups
 from sparse_ga.api import unregistered
 from sparse_ga.attempts import Attempts
 from sparse_ga.commands.jobs import JobRecord, earlier_seconds, find_run, make_folder, record_from
@@ -249,8 +250,8 @@ def _summarize(reconstruction: Reconstruction, files: list[Path], out: Path, rep
     """At most ten lines about what came out."""
     registered = np.asarray(reconstruction.registered)
     missing = unregistered(reconstruction)
-    if any(reason.startswith("in a smaller component") for _, reason in missing):
-        reporter.warn("the photographs fall into groups that nothing ties together; the largest was reconstructed")
+    for text in about_groups([reason for _, reason in missing]):
+        reporter.warn(text)
     values = _values(reconstruction, files)
     reporter.event("summary", **values, warnings=list(reporter.warnings))
     if reporter.mode == "json":
@@ -271,8 +272,8 @@ def _summarize(reconstruction: Reconstruction, files: list[Path], out: Path, rep
 
 
 _REMEDIES = (
-    ("in a smaller component", "add photographs between the two groups"),
-    ("tied to no photograph with a given pose", "give a pose to one of them, or add photographs in between"),
+    (SMALLER, "add photographs between the two groups"),
+    (UNPOSED, "give a pose to one of them, or add photographs in between"),
     ("its pairs contradict", "add photographs between it and its neighbours, so that like sides can be told apart"),
     ("no usable pair", "add photographs between it and its neighbours, or try another predictor"),
     ("no pair", "its neighbours are not in the pair graph; try pairs.graph=complete"),

@@ -90,18 +90,31 @@ def _refuse_photograph(path: Path, values: Array) -> None:
 
 
 def _open(path: Path) -> Image.Image:
-    """The mask file, a black and white palette image in its colours where its entries say otherwise.
+    """The mask file; in black and white where it is a palette image that shows a mask and does not number labels.
 
-    Encoders order palettes as they like: where white is entry 0 and black entry 1, the entries are an inverted mask.
+    Encoders order the shades of a grey picture as they like: where white is entry 0, the entries are an inverted mask.
     """
     image = open_image(path, "mask")
     if image.mode != "P":
         return image
-    entries = np.asarray(image)
-    colours = np.asarray(image.convert("RGB"))
-    white, black = (colours == 255).all(-1), (colours == 0).all(-1)
-    two_colours = (white | black).all() and len(np.unique(entries)) == int(white.any()) + int(black.any())
-    return Image.fromarray(white.astype(np.uint8) * 255) if two_colours and ((entries != 0) != white).any() else image
+    colours, entries = np.asarray(image.convert("RGB")), np.asarray(image)
+    grey = colours[..., 0]
+    if (colours != grey[..., None]).any() or _numbers_labels(entries, grey):
+        return image
+    return Image.fromarray(grey if (grey == entries).all() else np.where(grey >= 128, np.uint8(255), np.uint8(0)))
+
+
+def _numbers_labels(entries: Array, grey: Array) -> bool:
+    """Whether palette entries (H, W) are labels and not shades: few, brighter the higher, 0 alone black, and each over
+    areas; or the shades were never set. Entries that are their own shades are a grey image by another name.
+    """
+    used, first = np.unique(entries, return_index=True)
+    shades = grey.reshape(-1)[first].astype(int)  # (K,)
+    if len(np.unique(shades)) < len(shades):
+        return True
+    if len(used) > _MOST_LABELS or (used == shades).all() or (np.diff(shades) < 0).any():
+        return False
+    return (used[0] == 0) == (shades[0] == 0) and all(_covers_areas(entries, entry) for entry in used if entry)
 
 
 def _labels_seen(colours: Array, alpha: Array) -> Array | None:
@@ -146,14 +159,20 @@ def _dark_labels(path: Path, values: Array) -> list[int]:
     dark = shades < _DARK * np.iinfo(values.dtype).max
     if not dark.any():
         return []
-    inner = values[1:-1, 1:-1]
-    same = [inner == values[1 + y : values.shape[0] - 1 + y, 1 + x : values.shape[1] - 1 + x] for y, x in _AROUND]
-    flat = inner[np.all(same, axis=0)]  # (K,), pixels among their like
     return [
         int(shade)
         for shade, count in zip(shades[dark], counts[dark], strict=True)
-        if count >= _LEAST_OF_A_LABEL * counts.sum() and (flat == shade).sum() >= count / 2
+        if count >= _LEAST_OF_A_LABEL * counts.sum() and _covers_areas(values, shade)
     ]
+
+
+def _covers_areas(values: Array, value: int) -> bool:
+    """Whether at least half of the pixels of `values` (H, W) that have this value are among their like."""
+    same = values == value
+    inner = same[1:-1, 1:-1].copy()
+    for y, x in _AROUND:
+        inner &= same[1 + y : same.shape[0] - 1 + y, 1 + x : same.shape[1] - 1 + x]
+    return bool(inner.sum() >= same.sum() / 2)
 
 
 def _refuse_labels(path: Path, values: Array) -> None:

@@ -16,6 +16,7 @@ from string import Template
 import numpy as np
 import plotly.graph_objects as go
 
+from sparse_ga.alignment.components import about_groups
 from sparse_ga.products import Reconstruction
 from sparse_ga.report import figures
 from sparse_ga.report.assets import PAGE, SCRIPT, STYLE
@@ -105,8 +106,7 @@ def warnings_of(r: Reconstruction, details: ReportDetails) -> list[str]:
         found.append("no image could be registered; the reasons are with the images below")
     elif missing:
         found.append(f"{missing} of {len(r.names)} images are not registered; reasons and remedies are with the images")
-    if any(reason.startswith("in a smaller component") for reason in r.reasons):
-        found.append("the photographs fall into groups that nothing ties together; the largest was reconstructed")
+    found += about_groups(r.reasons)
     if r.registered.any() and not len(r.points):
         found.append("there is no dense point cloud")
     if r.report.mean_reprojection_px > _HIGH_ERROR_PX:

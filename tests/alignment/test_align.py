@@ -23,6 +23,7 @@ from alignment_scenes import (
     same_intrinsics,
 )
 
+from sparse_ga.alignment.components import about_groups
 from sparse_ga.alignment.inputs import Inputs
 from sparse_ga.alignment.intrinsics import camera_groups
 from sparse_ga.alignment.refine2d import _solve_once, refine_views
@@ -224,6 +225,8 @@ def test_given_poses_choose_their_component_and_the_reason_says_so() -> None:
     alignment = case.align()[1]
     np.testing.assert_array_equal(alignment.registered, [False] * 4 + [True] * 2)
     assert alignment.reasons[0].startswith("tied to no photograph with a given pose, with view_001")
+    assert len(about_groups(alignment.reasons)) == 1
+    assert not about_groups(whole.align()[1].reasons)
 
 
 def test_given_poses_of_views_without_the_object_fix_nothing() -> None:

@@ -310,10 +310,34 @@ def test_a_palette_of_black_and_white_counts_by_its_colours(tmp_path: Path, insi
     assert read_mask(tmp_path / "f.png", SIZE).all()
 
 
+@pytest.mark.parametrize("colours", [2, 4, 16, 256])
+def test_soft_masks_in_a_palette_are_cut_at_one_half(tmp_path: Path, colours: int):
+    ramp = np.repeat(np.linspace(-1, 1, 64)[None], 48, 0)
+    soft = np.clip(127.5 + 1500 * (0.55 - np.abs(ramp)), 0, 255).astype(np.uint8)
+    image = Image.fromarray(soft)
+    for name, made in (
+        ("q.png", image.convert("RGB").quantize(colours)),
+        ("p.png", image.convert("P")),
+        ("rgb.gif", image.convert("RGB")),
+        ("l.gif", image),
+    ):
+        made.save(tmp_path / name)
+        read = read_mask(tmp_path / name, (64, 48))
+        assert (read != (soft >= 128)).mean() < 0.04, name  # a column on either side, where shades are few
+    Image.fromarray(np.maximum(soft, 18)).convert("RGB").quantize(colours).save(tmp_path / "matte.png")
+    assert (read_mask(tmp_path / "matte.png", (64, 48)) != (soft >= 128)).mean() < 0.04
+
+
 def test_labels_in_a_palette_stay_labels_whatever_their_colours(tmp_path: Path):
     labels = np.zeros((16, 24), np.uint8)
     labels[:, 6:12], labels[:, 12:] = 1, 2
-    for name, palette in (("none", [0] * 9), ("white", [255] * 9), ("dim", [0, 0, 0, 1, 1, 1, 2, 2, 2])):
+    for name, palette in (
+        ("none", [0] * 9),
+        ("white", [255] * 9),
+        ("dim", [0, 0, 0, 1, 1, 1, 2, 2, 2]),
+        ("ramp", [0, 0, 0, 128, 128, 128, 255, 255, 255]),
+        ("red", [0, 0, 0, 200, 0, 0, 255, 255, 255]),
+    ):
         image = Image.fromarray(labels, mode="P")
         image.putpalette(palette)
         image.save(tmp_path / f"{name}.png")
