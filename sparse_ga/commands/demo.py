@@ -15,14 +15,18 @@ from sparse_ga.progress import Reporter
 def demo(args: argparse.Namespace, reporter: Reporter) -> int:
     """Render, reconstruct, compare, write the outputs."""
     from sparse_ga.commands.jobs import JobRecord
-    from sparse_ga.commands.run import top_names, write_outputs
+    from sparse_ga.commands.run import DEFAULT_FORMATS, top_names, write_outputs
     from sparse_ga.config import make_config
     from sparse_ga.demo import DEMO_SCENE, DEMO_SETTINGS, run_demo
+    from sparse_ga.io.export import check_output_folder
     from sparse_ga.predictors.loading import PredictorRecord, load_predictor
 
     out, predictor = Path(args.out), args.predictor or "classical"
     if args.views is not None and args.views < 2:
         raise InputError(f"--views {args.views}: a reconstruction needs at least two photographs")
+    check_output_folder(out, DEFAULT_FORMATS)
+    if not (out / "gt.json").is_file() and any((out / name).exists() for name in ("images", "masks")):
+        raise InputError(f"{out}: holds images or masks that are not the demo's; choose another --out")
     scene = DEMO_SCENE if args.views is None else dataclasses.replace(DEMO_SCENE, views=args.views)
     reporter.info(f"rendering {scene.views} photographs of a turning object before a still background")
     try:

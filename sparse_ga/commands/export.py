@@ -10,7 +10,7 @@ from sparse_ga.commands.jobs import cache_of, find_run, merge, parse_settings
 from sparse_ga.commands.photographs import find_photographs
 from sparse_ga.config import ExportConfig, load_config
 from sparse_ga.errors import InputError, OutputError
-from sparse_ga.io.export import FORMATS, WITH_PHOTOGRAPHS, LoadSource
+from sparse_ga.io.export import WITH_PHOTOGRAPHS, LoadSource, check_formats, check_output_folder
 from sparse_ga.io.export import export as write
 from sparse_ga.products import InvalidProduct, Reconstruction
 from sparse_ga.progress import Reporter
@@ -20,15 +20,14 @@ from sparse_ga.store import Store
 
 def export(args: argparse.Namespace, reporter: Reporter) -> int:
     """Write a finished reconstruction in the formats asked for."""
-    unknown = [name for name in args.format if name not in FORMATS]
-    if unknown:
-        raise InputError(f"unknown export format {unknown[0]!r}; choose from {', '.join(FORMATS)}")
+    check_formats(args.format)
     folder, settings = Path(args.folder), parse_settings(args.set or [])
     others = [name for name in settings if name != "export"]
     if others:
         raise InputError(f"--set {others[0]}: nothing is computed again here, only export.FIELD=VALUE has an effect")
     reconstruction, home = find_reconstruction(folder)
     out = Path(args.out) if args.out else home
+    check_output_folder(out, args.format)
     load_source, config = None, load_config(None, settings).export
     pictured = [name for name in args.format if name in WITH_PHOTOGRAPHS]
     if pictured:

@@ -137,6 +137,8 @@ def _execute(record: JobRecord, cache: Path, span: Span, reporter: Reporter, loa
     reconstruction, files = _make(record, cache, span, reporter, load)
     if reconstruction is None:
         reporter.event("summary", until=span.last, cache=str(cache))
+        if span.formats:
+            reporter.warn(f"no format is written before the last stage, {STAGE_NAMES[-1]}: --format had no effect")
         if reporter.mode != "json":
             reporter.info(
                 f"done up to stage {span.last}; go on with `sparse-ga run` or look with `sparse-ga status {cache}`"
@@ -153,7 +155,7 @@ def _make(
 
     Unless the predictor is to `load`, raises `PredictorNotLoaded` where it turns out to be needed.
     """
-    _check_formats(span.formats)
+    _check_outputs(record, span)
     job = record.job(load)
     record = dataclasses.replace(record, seconds=earlier_seconds(Path(record.out), cache))
     attempts = Attempts(Store(cache), reporter, lambda chosen: record.decided(chosen).save(cache))
@@ -167,15 +169,14 @@ def _make(
     return reconstruction, write_outputs(reconstruction, Path(record.out), cache, attempt.job, span.formats)
 
 
-def _check_formats(formats: Sequence[str]) -> None:
-    """Raise `InputError` for a format that does not exist, before any work."""
-    if not formats:
-        return
-    from sparse_ga.io.export import FORMATS
+def _check_outputs(record: JobRecord, span: Span) -> None:
+    """Raise `InputError` for outputs that cannot be written without harm to what is the user's, before any work."""
+    from sparse_ga.io.export import check_formats, check_output_folder
 
-    unknown = [name for name in formats if name not in FORMATS]
-    if unknown:
-        raise InputError(f"unknown export format {unknown[0]!r}; choose from {', '.join(FORMATS)}")
+    check_formats(span.formats)
+    if span.last in (None, STAGE_NAMES[-1]):
+        inputs = [Path(path) for path in (*record.images, record.masks, record.cameras) if path is not None]
+        check_output_folder(Path(record.out), span.formats or DEFAULT_FORMATS, inputs)
 
 
 def write_outputs(

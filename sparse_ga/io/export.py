@@ -79,8 +79,8 @@ def _depth(job: _Job) -> list[Path]:
     for n, name in enumerate(r.names):
         stem = str(PurePosixPath(name).with_suffix(""))
         if not r.registered[n]:
-            for suffix in (".png", ".npz"):  # of an earlier reconstruction, in which it was
-                (job.out_dir / f"depth/{stem}{suffix}").unlink(missing_ok=True)
+            for suffix in (".png", ".npz") if "depth" in (sidecar.written(job.out_dir) or ()) else ():
+                (job.out_dir / f"depth/{stem}{suffix}").unlink(missing_ok=True)  # it was in an earlier reconstruction
             continue
         png = depthmaps.encode_depth_png(depthmaps.source_depth(r, n), unit)
         written.append(job.write(f"depth/{stem}.png", png))
@@ -121,18 +121,55 @@ _OWN_FILES = {
         "nerfstudio/sparse_pc.ply",
         "nerfstudio/transforms.json",
     ),
-    "depth": (),  # a folder called depth may hold the user's own
+    "depth": ("depth",),  # only the folder: the user may have put pictures of their own there
     "npz": ("reconstruction.npz",),
 }
 """Patterns of what each writer may have written for an earlier reconstruction."""
 
 
+def _tops(formats: Sequence[str]) -> tuple[str, ...]:
+    """The files and folders in an output folder that `formats` write."""
+    return tuple(dict.fromkeys(PurePosixPath(pattern).parts[0] for name in formats for pattern in _OWN_FILES[name]))
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Raise `InputError` for a format that does not exist."""
+    unknown = [name for name in formats if name not in _WRITERS]
+    if unknown:
+        raise InputError(f"unknown export format {unknown[0]!r}; choose from {', '.join(FORMATS)}")
+
+
+def check_output_folder(out_dir: Path, formats: Sequence[str], inputs: Collection[Path] = ()) -> None:
+    """Raise `InputError` where `formats`, written into `out_dir`, would harm what is the user's.
+
+    That is a file or folder of theirs that is there under a name that is to be written, which no earlier export has
+    written, and `inputs` (files, folders or patterns) that lie in what exports write, and remove when it is stale.
+    """
+    own = sidecar.written(out_dir)
+    theirs = [name for name in _tops(formats) if (out_dir / name).exists() and name not in (own or ())]
+    if own is None:
+        theirs += [name for name in (sidecar.SIDECAR, "report.html") if (out_dir / name).exists()]
+    if theirs:
+        raise InputError(
+            f"{out_dir / theirs[0]}: is there already, and not from an earlier run; move it, or choose another --out"
+        )
+    for path in inputs:
+        for name in _tops(FORMATS):
+            if path.resolve().is_relative_to((out_dir / name).resolve()):
+                raise InputError(f"{path}: lies in what is written into {out_dir}; copy it, or choose another --out")
+
+
 def remove_exports(out_dir: Path, formats: Sequence[str] = FORMATS, kept: Collection[Path] = ()) -> None:
-    """Remove what earlier exports left in `out_dir`, except `kept`: it would pass for part of the newest result."""
-    for name in formats:
-        for pattern in _OWN_FILES[name]:
+    """Remove what earlier exports left in `out_dir`, except `kept`: it would pass for part of the newest result.
+
+    Files and folders that were there before the first export stay.
+    """
+    own = sidecar.written(out_dir) or ()
+    for pattern in (pattern for name in formats for pattern in _OWN_FILES[name]):
+        if PurePosixPath(pattern).parts[0] in own:
             for path in sorted(set(out_dir.glob(pattern)) - set(kept)):
-                path.unlink(missing_ok=True)
+                if not path.is_dir():
+                    path.unlink(missing_ok=True)
 
 
 def depth_png_unit(reconstruction: Reconstruction) -> float:
@@ -151,16 +188,21 @@ def export(
     """Write `reconstruction` into `out_dir` in every one of `formats` (see `FORMATS`); returns the files written.
 
     `load_source` gives the photographs, for formats that hold pictures. A sidecar ``scene.json`` tells units, frame
-    and conventions. Unregistered views leave no trace but their reason there, and files of these formats that an
-    earlier reconstruction left go. The same reconstruction and options give the same bytes. Raises `InputError` for an
-    unknown format, or when photographs are needed and not given.
+    and conventions, and which files and folders in `out_dir` are of this library. Unregistered views leave no trace
+    but their reason there, and files of these formats that an earlier export left go. The same reconstruction and
+    options give the same bytes. Raises `InputError` for an unknown format, or when photographs are needed and not
+    given.
     """
     job = _Job(reconstruction, Path(out_dir), load_source, config or ExportConfig())
-    unknown = [name for name in formats if name not in _WRITERS]
-    if unknown:
-        raise InputError(f"unknown export format {unknown[0]!r}; choose from {', '.join(FORMATS)}")
+    check_formats(formats)
+    own = {*(sidecar.written(job.out_dir) or ()), *(n for n in _tops(formats) if not (job.out_dir / n).exists())}
+    unit = depth_png_unit(reconstruction) if "depth" in formats else None
+
+    def describe() -> Path:
+        return job.write(sidecar.SIDECAR, sidecar.encode_sidecar(reconstruction, unit, sorted(own)))
+
+    describe()  # now, so that what a killed export leaves is known for what it is
     written = [path for name in dict.fromkeys(formats) for path in _WRITERS[name](job)]
     remove_exports(job.out_dir, formats, written)
-    unit = depth_png_unit(reconstruction) if "depth" in formats else None
-    written.append(job.write(sidecar.SIDECAR, sidecar.encode_sidecar(reconstruction, unit)))
-    return written
+    own = {name for name in own if (job.out_dir / name).exists()}
+    return [*written, describe()]

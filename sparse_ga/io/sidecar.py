@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -24,8 +27,20 @@ _CONVENTIONS = {
 }
 
 
-def encode_sidecar(reconstruction: Reconstruction, depth_unit: float | None) -> bytes:
-    """JSON with units, frame, cameras of the registered views, and why the others are not; `depth_unit` of PNGs."""
+def written(folder: Path) -> tuple[str, ...] | None:
+    """The files and folders in `folder` that the sidecar there knows for exports; None where no export has been."""
+    try:
+        names = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))["written"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return tuple(str(name) for name in names) if isinstance(names, list) else None
+
+
+def encode_sidecar(reconstruction: Reconstruction, depth_unit: float | None, written: Sequence[str] = ()) -> bytes:
+    """JSON with units, frame, cameras of the registered views, and why the others are not.
+
+    `depth_unit` is that of depth PNGs; `written` are the files and folders beside it that exports have written.
+    """
     r = reconstruction
     cameras = [
         {
@@ -53,5 +68,6 @@ def encode_sidecar(reconstruction: Reconstruction, depth_unit: float | None) -> 
                 for name, reason, good in zip(r.names, r.reasons, r.registered, strict=True)
                 if not good
             ],
+            "written": list(written),
         }
     )

@@ -193,10 +193,11 @@ def test_nothing_registered_leaves_no_files_of_an_earlier_run(folder: Path, monk
 
     import sparse_ga.triangulation
 
-    assert run() == 0
-    assert (folder / "out" / "points.ply").is_file()
-    for name in ("mesh.ply", "points.glb"):
-        (folder / "out" / name).write_bytes(b"of an earlier run")
+    assert run("--format", "ply", "glb") == 0
+    for name in ("points.ply", "points.glb"):
+        assert (folder / "out" / name).is_file()
+    (folder / "out" / "colmap").mkdir()
+    (folder / "out" / "colmap" / "cameras.bin").write_bytes(b"the user's own")
     real = sparse_ga.triangulation.triangulate_views
 
     def none(*arguments: object) -> object:
@@ -205,5 +206,6 @@ def test_nothing_registered_leaves_no_files_of_an_earlier_run(folder: Path, monk
     monkeypatch.setattr(sparse_ga.triangulation, "triangulate_views", none)
     assert run("--from", "triangulate") == 3
     left = {path.name for path in (folder / "out").iterdir()}
-    assert left == {"cache", "reconstruction.safetensors", "report.html", "scene.json"}
+    assert left == {"cache", "reconstruction.safetensors", "report.html", "scene.json", "colmap"}
+    assert (folder / "out" / "colmap" / "cameras.bin").read_bytes() == b"the user's own"
     assert len(json.loads((folder / "out" / "scene.json").read_text())["unregistered"]) == 5
