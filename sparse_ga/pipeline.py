@@ -375,7 +375,8 @@ class _Solver:
             self.views, (self.aligned, refined), self.pairs, self.pair_stages.load_matches, job.load_source, self.config
         )
         pictures = (ingest.picture_digest(source, self.config.ingest.object_id) for source in job.sources)
-        return replace(found, photographs=tuple(pictures))
+        orientations = tuple(view.orientation for view in self.views)
+        return replace(found, photographs=tuple(pictures), orientations=orientations)
 
     def _to_compute(self) -> set[str]:
         """Which of the last three stages have to be computed."""

@@ -88,6 +88,8 @@ class View:
     intrinsics_source: IntrinsicsSource = "unknown"
     world_from_cam: Array | None = None  # (4, 4) float64
     camera: str = ""  # views with the same camera and source_size share their intrinsics
+    orientation: int = 1  # EXIF orientation of the photograph's file: how its stored pixels were turned upright
+    exif_focal_px: float | None = None  # source px, by the EXIF data alone
 
     def __post_init__(self) -> None:
         check(self.image, f"View({self.name}).image", (None, None, 3), "u")
@@ -465,6 +467,7 @@ class Reconstruction:
     mesh: Mesh = field(default_factory=Mesh.empty)
     report: ReconstructionReport = field(default_factory=ReconstructionReport)
     photographs: tuple[str, ...] = ()  # (N,) digest of each view's photograph and mask, empty where nobody noted them
+    orientations: tuple[int, ...] = ()  # (N,) EXIF orientation of each photograph's file, empty: all are stored upright
 
     def __post_init__(self) -> None:
         n, p, t = len(self.names), len(self.points), len(self.track_points)
@@ -486,6 +489,8 @@ class Reconstruction:
             raise InvalidProduct("Reconstruction: reasons, depthmaps and masks have one entry a view")
         if len(self.photographs) not in (0, n):
             raise InvalidProduct("Reconstruction.photographs: expected one digest a view, or none at all")
+        if len(self.orientations) not in (0, n) or not set(self.orientations) <= set(range(1, 9)):
+            raise InvalidProduct("Reconstruction.orientations: expected one of 1 to 8 a view, or none at all")
 
     @property
     def cam_from_world(self) -> Array:

@@ -166,6 +166,8 @@ def _make(
     reconstruction = attempt.result.reconstruction
     if reconstruction is None:
         return None, []
+    for text in _doubts(attempt.result):
+        reporter.warn(text)
     return reconstruction, write_outputs(reconstruction, Path(record.out), cache, attempt.job, span.formats)
 
 
@@ -215,6 +217,22 @@ def _write_report(reconstruction: Reconstruction, out: Path, cache: Path, job: J
     advice = [remedy(reason) if reason else "" for reason in reconstruction.reasons]
     details = collect_details(job, Store(cache), reconstruction, advice, earlier_seconds(out, cache))
     return write_report(reconstruction, out / "report.html", details)
+
+
+def _doubts(result: RunResult) -> list[str]:
+    """What a person should know of a result whose photographs are registered, and yet may be wrong."""
+    alignment, reconstruction = result.alignment, result.reconstruction
+    if alignment is None or reconstruction is None or not reconstruction.registered.any():
+        return []
+    told = []
+    if not alignment.status.startswith("ok"):
+        told.append(f"the refinement ended with: {alignment.status}")
+    if not len(reconstruction.track_points):
+        told.append(
+            "not a single match fits the cameras, so that they are unchecked and there are no points; where poses are "
+            "given, look at their axes, their order and the photographs they belong to"
+        )
+    return told
 
 
 def _tell_counts(result: RunResult, reporter: Reporter) -> None:

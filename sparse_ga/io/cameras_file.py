@@ -7,7 +7,7 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from sparse_ga.errors import InputError, UnusedCameras
 from sparse_ga.io.images import naming_what_is_forbidden
+from sparse_ga.io.orientation import is_mirrored, turned_camera, turned_size, upright_from_stored
 from sparse_ga.io.resample import compare_sizes
 from sparse_ga.products import Array, exact_pose, is_rigid
 
@@ -42,6 +43,32 @@ class GivenCamera:
     intrinsics: Array | None = None  # (3, 3) float64, source px, integer coordinates are pixel centres
     world_from_cam: Array | None = None  # (4, 4) float64, OpenCV axes
     size: tuple[int, int] | None = None  # (W, H) the intrinsics refer to
+    stored: bool = False  # of the pixels as the file stores them, as COLMAP reads it, before its EXIF orientation
+
+    def upright(self, orientation: int, size: tuple[int, int], name: str) -> GivenCamera:
+        """The camera of the upright photograph of `size` (W, H), whose file has this EXIF orientation.
+
+        A camera whose own size is upright already is of a turned copy of the photograph and stays as it is. Raises
+        `InputError` where stored and upright pixels are mirror images.
+        """
+        if not self.stored or orientation == 1:
+            return self
+        seen = self.size or turned_size(size, orientation)
+        if compare_sizes(seen, turned_size(size, orientation)) not in ("same", "proportional"):
+            return replace(self, stored=False)
+        if is_mirrored(orientation):
+            raise InputError(
+                f"{name}: its EXIF orientation mirrors it, but its camera is of the file as it is stored, as COLMAP "
+                "reads it; save the photograph upright, without the orientation, and run COLMAP on that"
+            )
+        k = np.eye(3) if self.intrinsics is None else self.intrinsics
+        pose = np.eye(4) if self.world_from_cam is None else self.world_from_cam
+        k, pose = turned_camera(k, pose, upright_from_stored(orientation, seen))
+        return GivenCamera(
+            None if self.intrinsics is None else k,
+            None if self.world_from_cam is None else pose,
+            turned_size(seen, orientation),
+        )
 
     def intrinsics_for(self, size: tuple[int, int], name: str) -> Array | None:
         """Intrinsics (3, 3) for a photograph of `size` (W, H), scaled if they were given for another size.
@@ -177,7 +204,7 @@ def _read_colmap(folder: Path) -> dict[str, GivenCamera]:
         where = f"{folder}: {image.name}"
         name = PurePosixPath(image.name).name
         cameras[name if names[name] == 1 else image.name] = GivenCamera(
-            _colmap_intrinsics(camera, where), world_from_cam, (int(camera.width), int(camera.height))
+            _colmap_intrinsics(camera, where), world_from_cam, (int(camera.width), int(camera.height)), stored=True
         )
     return cameras
 
@@ -194,6 +221,7 @@ def read_cameras(path: Path) -> dict[str, GivenCamera]:
     """Cameras by image name, from a JSON file or from a folder with a COLMAP model (text or binary).
 
     The name is that of the file; where files in several folders of a COLMAP model have one name, it is the path there.
+    COLMAP takes no notice of EXIF orientation: its cameras are of the pixels as files store them.
 
     JSON: ``{"name": {"K": 3x3, "cam2w": 4x4, "size": [W, H]}}``, each field optional, in source pixels whose integer
     coordinates are pixel centres. Raises `InputError`.

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from sparse_ga.config import ExportConfig
 from sparse_ga.errors import InputError
 from sparse_ga.io import colmap, depthmaps, gaussian, glb, nerfstudio, npz, ply, sidecar
+from sparse_ga.io.orientation import as_stored
 from sparse_ga.products import Array, Reconstruction
 
 LoadSource = Callable[[int], tuple[Array, Array]]
@@ -54,11 +55,11 @@ def _glb(job: _Job) -> list[Path]:
 
 
 def _colmap(job: _Job) -> list[Path]:
-    return colmap.write_colmap(job.reconstruction, job.out_dir / "colmap")
+    return colmap.write_colmap(as_stored(job.reconstruction), job.out_dir / "colmap")
 
 
 def _colmap_text(job: _Job) -> list[Path]:
-    return colmap.write_colmap(job.reconstruction, job.out_dir / "colmap_text", text=True)
+    return colmap.write_colmap(as_stored(job.reconstruction), job.out_dir / "colmap_text", text=True)
 
 
 def _gaussian(job: _Job) -> list[Path]:

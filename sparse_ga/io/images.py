@@ -22,6 +22,7 @@ from sparse_ga.errors import InputError
 from sparse_ga.products import Array
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
+_ORIENTATION = 0x0112
 _EXIF_FOLDER = 0x8769
 _FOCAL_35MM = 0xA405
 _DIAGONAL_35MM = math.hypot(36.0, 24.0)
@@ -37,6 +38,7 @@ class Photograph:
     image: Array  # (H, W, 3) uint8
     alpha: Array | None  # (H, W) bool, None without a channel of its own or when it is opaque everywhere
     focal_px: float | None  # source px, from the 35 mm equivalent
+    orientation: int = 1  # EXIF orientation of the file
 
     @property
     def size(self) -> tuple[int, int]:
@@ -160,12 +162,23 @@ def _focal_px(image: Image.Image) -> float | None:
 
 def open_image(path: Path, what: str = "photograph") -> Image.Image:
     """The whole image in memory, turned upright; raises `InputError` when it is missing, broken or cut off."""
+    return _open_turned(path, what)[0]
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, by which Pillow turns an image upright; 1 where there is none, or no such one."""
+    tag = image.getexif().get(_ORIENTATION, 1)
+    return tag if tag in range(1, 9) else 1
+
+
+def _open_turned(path: Path, what: str) -> tuple[Image.Image, int]:
+    """What `open_image` gives, and the EXIF orientation that the file has."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata; what cannot be read raises
             with Image.open(path) as image:
                 image.load()
-                return ImageOps.exif_transpose(image)
+                return ImageOps.exif_transpose(image), _orientation(image)
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such {what}") from None
     except UnidentifiedImageError:
@@ -184,7 +197,7 @@ def read_photograph(path: Path) -> Photograph:
 
     Raises `InputError` naming the file when it cannot be read to its end.
     """
-    image = open_image(path)
+    image, orientation = _open_turned(path, "photograph")
     rgb, alpha = _to_bytes(image)
     cut_out = None if alpha is None or (alpha >= 128).all() else alpha >= 128
-    return Photograph(rgb, cut_out, _focal_px(image))
+    return Photograph(rgb, cut_out, _focal_px(image), orientation)

@@ -20,6 +20,8 @@ _CONVENTIONS = {
     "poses": "world_from_cam, 4x4, world points = world_from_cam @ camera points",
     "pixels": "(x, y), integers are pixel centres here and in NPZ files; in those of COLMAP, 3DGS and nerfstudio "
     "the origin is the corner of the first pixel: half a pixel more",
+    "orientation": "photographs are upright by their EXIF orientation; in colmap/ and colmap_text/ cameras are of "
+    "the pixels as files store them, which is how COLMAP reads them",
     "depth": "z along the camera's axis, in world units",
     "glb": "geometry in the world frame under a node that turns it by 180 degrees about x (glTF is y up); where the "
     "world's origin is far away, geometry (float32) relative to the scene's middle, and the node shifts it as well; "

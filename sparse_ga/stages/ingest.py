@@ -21,7 +21,7 @@ from sparse_ga.stages.base import Stage
 from sparse_ga.store import Key, digest_of, digest_of_file
 
 STAGE = Stage(
-    "ingest", 4, "view", (), ("ingest.long_side", "ingest.multiple", "ingest.mask_threshold", "ingest.object_id")
+    "ingest", 5, "view", (), ("ingest.long_side", "ingest.multiple", "ingest.mask_threshold", "ingest.object_id")
 )
 
 _SAME_ZOOM = 0.01  # largest step between the logarithms of focal lengths of one zoom
@@ -43,7 +43,8 @@ class Source:
         """Digest of all that the user gave for this view."""
         camera = self.camera or GivenCamera()
         size = None if camera.size is None else f"{camera.size}"
-        return digest_of(self.image_digest, self.mask_digest, camera.intrinsics, camera.world_from_cam, size)
+        given = (camera.intrinsics, camera.world_from_cam, size, "stored" if camera.stored else "upright")
+        return digest_of(self.image_digest, self.mask_digest, *given)
 
 
 def picture_digest(source: Source, object_id: int | None) -> str:
@@ -101,10 +102,10 @@ def _check_mask(source: Source, mask: Array, object_id: int | None) -> None:
     raise InputError(f"{where}: the mask of {source.name} is empty; mark the object, or leave the photograph out")
 
 
-def _intrinsics(source: Source, photograph: Photograph) -> tuple[Array | None, IntrinsicsSource]:
+def _intrinsics(camera: GivenCamera | None, photograph: Photograph, name: str) -> tuple[Array | None, IntrinsicsSource]:
     """Intrinsics (3, 3) in source px and where they come from."""
-    if source.camera is not None:
-        given = source.camera.intrinsics_for(photograph.size, source.name)
+    if camera is not None:
+        given = camera.intrinsics_for(photograph.size, name)
         if given is not None:
             return given, "given"
     if photograph.focal_px is None:
@@ -126,7 +127,8 @@ def run(source: Source, config: Config) -> View:
             f"{source.mask or source.image}: the object is smaller than a pixel of the working image; "
             "crop the photograph around it or raise ingest.long_side"
         )
-    known, origin = _intrinsics(source, photograph)
+    camera = source.camera and source.camera.upright(photograph.orientation, photograph.size, source.name)
+    known, origin = _intrinsics(camera, photograph, source.name)
     view = View(
         name=source.name,
         image=resample_image(photograph.image, grid, mask, working_mask),
@@ -136,7 +138,9 @@ def run(source: Source, config: Config) -> View:
         source_size=photograph.size,
         digest="",
         intrinsics_source=origin,
-        world_from_cam=None if source.camera is None else source.camera.world_from_cam,
+        world_from_cam=None if camera is None else camera.world_from_cam,
+        orientation=photograph.orientation,
+        exif_focal_px=photograph.focal_px,
     )
     return replace(view, digest=view_digest(view))
 
@@ -145,7 +149,8 @@ def name_cameras(views: Sequence[View], shared: bool) -> list[View]:
     """The views with the cameras named whose intrinsics they share.
 
     Shared: photographs of one size, upright or turned, have one camera, unless their known focal lengths lie more than
-    a percent apart. Otherwise every view has its own.
+    a percent apart. EXIF data is less exact than that: what it says is compared with what it says of others, and where
+    it finds one zoom, intrinsics given for one photograph hold for all. Otherwise every view has its own.
     """
     if not shared:
         return [replace(view, camera=view.name) for view in views]
@@ -153,18 +158,32 @@ def name_cameras(views: Sequence[View], shared: bool) -> list[View]:
     sizes = [(max(view.source_size), min(view.source_size)) for view in views]
     for size in set(sizes):
         known = [n for n, view in enumerate(views) if sizes[n] == size and view.intrinsics is not None]
-        zooms = _zooms([_log_focal(views[n]) for n in known])
+        zooms = _given_apart([views[n] for n in known], _zooms([_log_focal(views[n], exif=True) for n in known]))
         if len(set(zooms)) > 1:
             for n, zoom in zip(known, zooms, strict=True):
                 cameras[n] = zoom
     return [replace(view, camera=camera) for view, camera in zip(views, cameras, strict=True)]
 
 
-def _log_focal(view: View) -> float:
-    """Logarithm of the known focal length in units of the photograph's long side."""
+def _log_focal(view: View, exif: bool = False) -> float:
+    """Logarithm of the known focal length, by `exif` where it tells one, in units of the photograph's long side."""
     assert view.intrinsics is not None
     focal_px = float(view.intrinsics[0, 0]) / float(view.working_from_source[0, 0])
+    if exif and view.exif_focal_px is not None:
+        focal_px = view.exif_focal_px
     return math.log(focal_px / max(view.source_size))
+
+
+def _given_apart(views: Sequence[View], zooms: Sequence[str]) -> list[str]:
+    """The zooms of `views`, with the given focal lengths told apart of those of one zoom that were given several."""
+    result = list(zooms)
+    for zoom in set(zooms):
+        given = [n for n, v in enumerate(views) if zooms[n] == zoom and v.intrinsics_source == "given"]
+        found = _zooms([_log_focal(views[n]) for n in given])
+        if len(set(found)) > 1:
+            for n, name in zip(given, found, strict=True):
+                result[n] = f"given {name}"
+    return result
 
 
 def _zooms(log_focals: Sequence[float]) -> list[str]:

@@ -13,12 +13,16 @@ from sparse_ga.stages.ingest import Source
 from sparse_ga.store import Key, digest_of
 
 STAGE = Stage(
-    "triangulate", 11, "run", ("ingest", "calibrate", "pairs", "match", "align3d", "refine2d"), ("triangulate",)
+    "triangulate",
+    12,
+    "run",
+    ("ingest", "calibrate", "pairs", "match", "align3d", "refine2d"),
+    ("triangulate", "ingest.object_id"),
 )
 
 
 def key(refine2d: Key, sources: Sequence[Source], config: Config) -> Key:
-    """Key of the reconstruction; colours come from the photographs themselves."""
+    """Key of the reconstruction; colours come from the photographs themselves, and it notes which object it shows."""
     photographs = digest_of(*(source.content_digest for source in sources))
     return STAGE.key("reconstruction", config, {"refine2d": refine2d.digest, "photographs": photographs})
 

@@ -91,6 +91,14 @@ def test_another_object_of_the_same_masks_is_refused(folder: Path, capsys: pytes
     assert "has changed since the run" in wrong(capsys)
 
 
+def test_the_same_object_by_another_label_is_exported(folder: Path) -> None:
+    for n in range(5):
+        write_mask(folder / "A", n, value=1)
+    assert run("A", "--object", 1) == 0
+    assert run("A") == 0  # every label, which is the same object: nothing of it is computed again
+    assert export("out", "--format", "nerfstudio") == 0
+
+
 def test_a_result_that_tells_no_photographs_is_refused(folder: Path, capsys: pytest.CaptureFixture) -> None:
     import dataclasses
 

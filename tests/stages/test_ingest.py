@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -44,3 +46,19 @@ def test_a_camera_is_the_same_upright_and_turned() -> None:
     assert found[0] == found[1] not in ("", found[2])
     assert found[3] == ""
     assert [named.camera for named in name_cameras(views, False)] == [v.name for v in views]
+
+
+def test_what_is_given_for_one_photograph_holds_for_others_of_its_zoom_whatever_exif_says() -> None:
+    def with_exif(focal_px: float, given_px: float | None = None) -> View:
+        made = view(given_px or focal_px)
+        return replace(made, exif_focal_px=focal_px, intrinsics_source="exif" if given_px is None else "given")
+
+    def found(*views: View) -> list[str]:
+        return [named.camera for named in name_cameras(views, True)]
+
+    assert found(with_exif(1000.0), with_exif(1000.0, 1050.0), with_exif(1000.0)) == ["", "", ""]
+    two_zooms = found(with_exif(1000.0), with_exif(1000.0, 1050.0), with_exif(1400.0))
+    assert two_zooms[0] == two_zooms[1] != two_zooms[2]
+    several = found(with_exif(1000.0, 1050.0), with_exif(1000.0, 1090.0), with_exif(1000.0), with_exif(1000.0, 1051.0))
+    assert several[0] == several[3]
+    assert len(set(several)) == 3
