@@ -242,7 +242,16 @@ def _guarded(args: argparse.Namespace) -> int:
             return _fail(reporter, str(error), 2)
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             return _fail(reporter, "out of memory; lower forward.memory_gb or ingest.long_side, and run again", 2)
+        _tell_bug(reporter, error)
         raise
+    except Exception as error:
+        _tell_bug(reporter, error)
+        raise
+
+
+def _tell_bug(reporter: Reporter, error: Exception) -> None:
+    """The event of an error that is ours; its traceback follows on the error stream, with exit code 1."""
+    reporter.event("error", message=f"{type(error).__name__}: {error}", exit_code=1)
 
 
 def _show_warning(reporter: Reporter, message: Warning | str, category: type[Warning], *details: object) -> None:

@@ -458,7 +458,7 @@ def wrong(capsys: pytest.CaptureFixture, code: int = 2) -> str:
         (["status", "nowhere"], "no run has been here"),
         (["stage", "match", "nowhere"], "no run has been here"),
         (["clean", "nowhere"], "no run has been here"),
-        (["export", "images", "--format", "ply"], "no reconstruction here"),
+        (["export", "images", "--format", "ply"], "no run has been here"),
         (["export", "nowhere", "--format", "ply"], "no such folder"),
         (["export", "images", "--format", "obj"], "unknown export format 'obj'"),
         (["match", "images/v0.png", "images/v9.png"], "v9.png: there is no such photograph"),

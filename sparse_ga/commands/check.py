@@ -36,10 +36,12 @@ def check(args: argparse.Namespace, reporter: Reporter) -> int:
     doubtful = sum(finding.severity == "warning" for finding in findings)
     reporter.event("summary", images=len(sources), errors=wrong, warnings=doubtful)
     if reporter.mode != "json":
-        for finding in findings:
+        shown = [finding for finding in findings if finding.severity == "error" or not args.quiet]
+        for finding in shown:
             subject = f"{finding.name}: " if finding.name and finding.name not in finding.text else ""
             print(f"{finding.severity:<8} {subject}{finding.text}")
-        print(f"{len(sources)} photographs, {wrong} errors, {doubtful} warnings")
+        if not args.quiet:
+            print(f"{len(sources)} photographs, {wrong} errors, {doubtful} warnings")
     return _WRONG if wrong else 0
 
 

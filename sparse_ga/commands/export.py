@@ -60,10 +60,7 @@ def find_reconstruction(folder: Path) -> tuple[Reconstruction, Path]:
         raise InputError(f"{folder}: there is no such folder; give the --out or --cache folder of an earlier run")
     if (folder / "reconstruction.safetensors").is_file():
         return _load(folder), folder
-    try:
-        cache_of(folder)
-    except InputError:
-        return _load(folder), folder
+    cache_of(folder)
     cache, record = find_run(folder)
     keys = job_keys(record.job(load=False), Store(cache)).by_stage["triangulate"]
     found = None if keys is None else Store(cache).get(keys[0])

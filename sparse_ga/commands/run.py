@@ -155,8 +155,12 @@ def _make(
 
     Unless the predictor is to `load`, raises `PredictorNotLoaded` where it turns out to be needed.
     """
+    from sparse_ga.io.export import check_formats
+
+    check_formats(span.formats)
     _check_outputs(record, span)
     job = record.job(load)
+    check_formats(span.formats, [source.name for source in job.sources])
     record = dataclasses.replace(record, seconds=earlier_seconds(Path(record.out), cache))
     attempts = Attempts(Store(cache), reporter, lambda chosen: record.decided(chosen).save(cache))
     attempt = attempts.run(job, span.first, span.last)
@@ -173,9 +177,10 @@ def _make(
 
 def _check_outputs(record: JobRecord, span: Span) -> None:
     """Raise `InputError` for outputs that cannot be written without harm to what is the user's, before any work."""
-    from sparse_ga.io.export import check_formats, check_output_folder
+    from sparse_ga.io.export import check_output_folder
 
-    check_formats(span.formats)
+    if Path(record.out).exists() and not Path(record.out).is_dir():
+        raise OutputError(f"{record.out}: is a file; give a folder with --out")
     if span.last in (None, STAGE_NAMES[-1]):
         inputs = [Path(path) for path in (*record.images, record.masks, record.cameras) if path is not None]
         check_output_folder(Path(record.out), span.formats or DEFAULT_FORMATS, inputs)

@@ -6,6 +6,7 @@ coordinate and principal point gains half a pixel on the way out.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,6 +74,15 @@ def _add_dense(model: Any, reconstruction: Reconstruction) -> None:
         model.add_point3D(point, pycolmap.Track(), color)
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Raise `InputError` for names that the text format cannot hold, which parts its words by blanks."""
+    spaced = [name for name in names if len(name.split()) != 1]
+    if spaced:
+        raise InputError(
+            f"COLMAP's text format cannot hold {spaced[0]!r}: rename the image, or export the binary model"
+        )
+
+
 def write_colmap(
     reconstruction: Reconstruction, folder: Path, text: bool = False, points: Points = "tracks"
 ) -> list[Path]:
@@ -80,12 +90,8 @@ def write_colmap(
 
     Raises `InputError` for names that the text format cannot hold.
     """
-    written = [name for name, seen in zip(reconstruction.names, reconstruction.registered, strict=True) if seen]
-    spaced = [name for name in written if text and len(name.split()) != 1]
-    if spaced:
-        raise InputError(
-            f"COLMAP's text format cannot hold {spaced[0]!r}: rename the image, or export the binary model"
-        )
+    if text:
+        check_names([name for name, seen in zip(reconstruction.names, reconstruction.registered, strict=True) if seen])
     folder.mkdir(parents=True, exist_ok=True)
     model = colmap_model(reconstruction, points)
     if text:

@@ -133,11 +133,13 @@ def _tops(formats: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(PurePosixPath(pattern).parts[0] for name in formats for pattern in _OWN_FILES[name]))
 
 
-def check_formats(formats: Sequence[str]) -> None:
-    """Raise `InputError` for a format that does not exist."""
+def check_formats(formats: Sequence[str], names: Sequence[str] = ()) -> None:
+    """Raise `InputError` for a format that does not exist, or that cannot hold photographs of these `names`."""
     unknown = [name for name in formats if name not in _WRITERS]
     if unknown:
         raise InputError(f"unknown export format {unknown[0]!r}; choose from {', '.join(FORMATS)}")
+    if "colmap-text" in formats:
+        colmap.check_names(names)
 
 
 def check_output_folder(out_dir: Path, formats: Sequence[str], inputs: Collection[Path] = ()) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from sparse_ga.errors import InputError
 from sparse_ga.io.centering import (
     Background,
     Centered,
@@ -46,8 +47,16 @@ def centered_reconstruction(reconstruction: Reconstruction, how: Centering) -> t
     """The reconstruction on photographs whose principal point is central, and the shift of each of them.
 
     Intrinsics, sizes, tracks and `working_from_source` change together, so that every projection stays on its spot.
+    Raises `InputError` where nothing would be left of a photograph.
     """
     r = reconstruction
+    k, sides = r.intrinsics[:, :2, 2], r.source_sizes
+    outside = r.registered & ~((k > -0.5) & (k < sides - 0.5)).all(1)
+    if how == "crop" and outside.any():
+        raise InputError(
+            f"{r.names[int(np.argmax(outside))]}: its principal point lies outside of it, and cropping around that "
+            "leaves nothing; use export.centering=pad"
+        )
     shifts = [
         center_principal_point(k, (int(size[0]), int(size[1])), how if good else "off")
         for k, size, good in zip(r.intrinsics, r.source_sizes, r.registered, strict=True)

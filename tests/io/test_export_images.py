@@ -278,3 +278,14 @@ def test_errors_say_what_to_do(reconstruction: Reconstruction, tmp_path: Path) -
         export(reconstruction, tmp_path, ["stl"])
     with pytest.raises(InputError, match="'3dgs' needs the photographs"):
         export(reconstruction, tmp_path, ["3dgs"])
+
+
+def test_cropping_around_a_principal_point_outside_leaves_nothing_and_is_refused(
+    reconstruction: Reconstruction, tmp_path: Path
+) -> None:
+    k = reconstruction.intrinsics.copy()
+    k[REGISTERED[0], 0, 2] = -20.0
+    far = replace(reconstruction, intrinsics=k)
+    with pytest.raises(InputError, match="centering=pad"):
+        export(far, tmp_path, ["3dgs"], load_source, ExportConfig(centering="crop"))
+    assert export(far, tmp_path, ["3dgs"], load_source, ExportConfig(centering="pad"))
