@@ -229,7 +229,7 @@ def _doubts(result: RunResult) -> list[str]:
     alignment, reconstruction = result.alignment, result.reconstruction
     if alignment is None or reconstruction is None or not reconstruction.registered.any():
         return []
-    told = []
+    told = list(reconstruction.report.notes)
     if not alignment.status.startswith("ok"):
         told.append(f"the refinement ended with: {alignment.status}")
     if not len(reconstruction.track_points):

@@ -49,6 +49,7 @@ def assemble(
 ) -> Reconstruction:
     """Colour the cloud and the tracks, make the mesh, and go over to source pixels."""
     rig, tracks, cloud = sparse.rig, sparse.tracks, fusion.cloud
+    frame, notes = _frame(views, alignment), _notes(views, alignment, tracks)
     working_from_source = np.stack([view.working_from_source for view in views])
     source_from_working = np.linalg.inv(working_from_source)
     colors = color_points(_join(cloud, track_cloud(sparse)), working_from_source, fusion.depths, load_source)
@@ -72,7 +73,7 @@ def assemble(
         depthmaps=_pack_depths(views, fusion),
         masks=MaskStack.pack([view.mask for view in views]),
         mesh=_mesh(rig, fusion, colors[: len(cloud)], config),
-        report=replace(_report(alignment, sparse, fusion, errors, config), frame=_frame(views, alignment)),
+        report=replace(_report(alignment, sparse, fusion, errors, config), frame=frame, notes=notes),
     )
 
 
@@ -118,6 +119,17 @@ def _frame(views: Sequence[View], alignment: Alignment) -> str:
     """Whose frame the world is: a single given pose fixes it already, though not the unit."""
     posed = any(view.world_from_cam is not None for view, good in zip(views, alignment.registered, strict=True) if good)
     return "given" if posed else "first registered camera"
+
+
+def _notes(views: Sequence[View], alignment: Alignment, tracks: TriangulatedTracks) -> tuple[str, ...]:
+    """What a person should know of the result: where the unit of length comes from, if not from two given poses."""
+    tied = [n for n in np.unique(tracks.obs.view_index).tolist() if views[n].world_from_cam is not None]
+    if not alignment.metric_frame or len(tied) != 1:
+        return ()
+    return (
+        f"of the photographs with given poses only {views[tied[0]].name} has matches to others: the size of the "
+        "object is estimated from where the given cameras look, and can be several percent off",
+    )
 
 
 def _report(

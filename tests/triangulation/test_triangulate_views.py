@@ -158,6 +158,16 @@ def test_a_single_given_pose_gives_its_frame_and_is_kept(small: Inputs) -> None:
     np.testing.assert_allclose(frames[1], frames[0], atol=1e-5)
 
 
+@pytest.mark.parametrize(("given", "noted"), [([2], True), ([2, 5], False)])
+def test_a_unit_that_rests_on_one_tied_pose_is_noted(small: Inputs, given: list[int], noted: bool) -> None:
+    poses = small.alignment.world_from_cam
+    views = [replace(view, world_from_cam=poses[n]) if n in given else view for n, view in enumerate(small.views)]
+    inputs = replace(small, views=views, alignment=replace(small.alignment, metric_frame=True))
+    result = run(inputs, replace(CONFIG, dense=False, mesh=False, bundle_adjustment=False))
+    assert result.report.units == "given"
+    assert [small.views[2].name in note for note in result.report.notes] == [True] * noted
+
+
 def test_the_frame_is_that_of_the_first_camera_where_no_registered_view_is_given(
     small: Inputs, result: Reconstruction
 ) -> None:
