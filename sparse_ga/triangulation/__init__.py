@@ -1,7 +1,7 @@
 """From aligned views to tracks, adjusted cameras, depth maps and one cloud: `triangulate_views`.
 
-Works in working pixels throughout, and with the first registered camera at the origin; the `Reconstruction` it returns
-is in source pixels, and in the frame of the alignment.
+Works in working pixels throughout, those of the working images without their padding, and with the first registered
+camera at the origin; the `Reconstruction` it returns is in source pixels, and in the frame of the alignment.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from sparse_ga.triangulation.assemble import assemble, track_cloud
 from sparse_ga.triangulation.dense import bare_views, dense_cloud
 from sparse_ga.triangulation.fusion import Fusion, LoadSource, object_diameter
 from sparse_ga.triangulation.origin import about_origin, in_given_world, local_origin
+from sparse_ga.triangulation.padding import PhotographedParts
 from sparse_ga.triangulation.sparse import MatchedPairs, inside_masks, solve_sparse
 from sparse_ga.triangulation.views import make_rig
 
@@ -37,7 +38,28 @@ def triangulate_views(
     empty, never wrong.
     """
     given, origin = make_rig(views, alignment), local_origin(alignment)
-    views, alignment = about_origin(views, alignment, origin)
+    near, alignment = about_origin(views, alignment, origin)
+    unmoved, parts = make_rig(near, alignment), PhotographedParts.of(views)
+    local = _triangulate(
+        parts.views(near),
+        parts.canonical(canonical),
+        parts.alignment(alignment),
+        parts.matched(matched),
+        load_source,
+        config,
+    )
+    return in_given_world(parts.uncut(local, views), origin, unmoved, given)
+
+
+def _triangulate(
+    views: Sequence[View],
+    canonical: Sequence[CanonicalView],
+    alignment: Alignment,
+    matched: MatchedPairs,
+    load_source: LoadSource,
+    config: TriangulateConfig,
+) -> Reconstruction:
+    """As `triangulate_views`, of working images without padding and near the origin."""
     sparse = solve_sparse(views, alignment, matched, config)
     masks = [view.mask for view in views]
     sparse = inside_masks(sparse, masks, 2 * config.silhouette_px, 0.5)
@@ -49,5 +71,4 @@ def triangulate_views(
         fusion = Fusion(
             track_cloud(sparse), bare_views(views, sparse), (), masks, object_diameter(sparse.tracks.points)
         )
-    local = assemble(views, alignment, sparse, fusion, config, load_source)
-    return in_given_world(local, origin, make_rig(views, alignment), given)
+    return assemble(views, alignment, sparse, fusion, config, load_source)
