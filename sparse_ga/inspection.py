@@ -83,7 +83,8 @@ def measure(view: View) -> PhotographFacts:
     high, low = float(np.abs(grey - fine)[inner].mean()), float(np.abs(fine - coarse)[inner].mean())
     levels = grey[view.mask]
     scale = float(view.working_from_source[0, 0])
-    edge = np.concatenate([view.mask[0], view.mask[-1], view.mask[:, 0], view.mask[:, -1]])
+    seen = view.mask[view.photographed]  # padding lies beyond the photograph's border
+    edge = np.concatenate([seen[0], seen[-1], seen[:, 0], seen[:, -1]])
     return PhotographFacts(
         view=view,
         area=float(view.mask.sum()) / (view.source_size[0] * view.source_size[1] * scale**2),

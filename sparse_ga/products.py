@@ -124,6 +124,24 @@ class View:
         centre = np.array([(width - 1) / 2, (height - 1) / 2, 1.0])
         return (self.working_from_source @ centre)[:2]
 
+    @property
+    def photographed(self) -> tuple[slice, slice]:
+        """Rows and columns of the working image that show the photograph; what is beyond them is padding.
+
+        Pixels whose centre lies in the photograph. Those of the mask are among them, whatever its threshold.
+        """
+        corners = np.array([[-0.5, -0.5], np.array(self.source_size) - 0.5])  # (2, 2), source px
+        corners = corners @ self.working_from_source[:2, :2].T + self.working_from_source[:2, 2]
+        first, last = np.ceil(corners.min(0) - 1e-6), np.floor(corners.max(0) + 1e-6)
+        sides = []
+        for axis, (length, held) in enumerate(((self.width, self.mask.any(0)), (self.height, self.mask.any(1)))):
+            on = np.flatnonzero(held)
+            low, high = np.clip([first[axis], last[axis] + 1], 0, length).astype(int).tolist()
+            if len(on):
+                low, high = min(low, int(on[0])), max(high, int(on[-1]) + 1)
+            sides.append(slice(low, high))
+        return sides[1], sides[0]
+
 
 @dataclass(frozen=True, eq=False)
 class Pointmap:

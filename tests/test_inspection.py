@@ -113,6 +113,16 @@ def test_unreadable_files_and_empty_masks_are_errors_and_the_rest_is_checked(fol
     assert sum(finding.severity == "error" for finding in findings) == 2
 
 
+def test_an_object_cut_off_on_opposite_sides_is_told_though_the_working_image_is_padded(folder: Path):
+    for n in range(5):
+        write_mask(folder, n, (0, 0, 160, 120) if n else (30, 0, 130, 120))
+        cut = np.asarray(Image.open(folder / "images" / f"p{n}.png"))[:119, :159]
+        Image.fromarray(cut).save(folder / "images" / f"p{n}.png")
+        mask = np.asarray(Image.open(folder / "masks" / f"p{n}.png"))[:119, :159]
+        Image.fromarray(mask).save(folder / "masks" / f"p{n}.png")
+    assert "cut off" in about(find(folder), "p0.png")
+
+
 def test_inverted_masks_are_noticed_and_frames_cut_by_the_border_are_not(folder: Path):
     for n in range(4):
         write_mask(folder, n, (0, 0, 160, 120) if n < 3 else (0, 0, 150, 120))
