@@ -133,14 +133,25 @@ def find_images(images: ImagesArgument) -> list[Path]:
     return paths
 
 
+def _white(values: Array, mode: str) -> float:
+    """The value of white in a grey image (H, W) of more than 8 bits: 1, 255 or 65535.
+
+    Floating point may go somewhat beyond it: filters overshoot.
+    """
+    if "16" in mode:
+        return 65535.0
+    largest = float(values.max(initial=0, where=np.isfinite(values)))
+    if mode == "F":
+        return next((white for white in (1.0, 255.0) if largest <= 2 * white), 65535.0)
+    return 255.0 if largest <= 255 else 65535.0
+
+
 def _to_bytes(image: Image.Image) -> tuple[Array, Array | None]:
     """(H, W, 3) uint8 and alpha (H, W) uint8 of an image of any mode Pillow knows."""
     if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I", "F"):
         values = np.asarray(image).astype(np.float64)  # (H, W)
-        top = 1.0 if image.mode == "F" and values.max(initial=0) <= 1 else 65535.0
-        if image.mode != "F" and "16" not in image.mode and values.max(initial=0) <= 255:
-            top = 255.0
-        grey = np.clip(np.rint(values / top * 255), 0, 255).astype(np.uint8)
+        shares = np.nan_to_num(np.clip(values / _white(values, image.mode), 0, 1))  # what is not a number is black
+        grey = np.rint(shares * 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, -1), None
     has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
     if not has_alpha:

@@ -125,6 +125,19 @@ def _labels_seen(colours: Array, alpha: Array) -> Array | None:
     return values if grey and 0 < values.max(initial=0) < 250 and len(np.unique(values)) <= _MOST_LABELS else None
 
 
+def _plain(values: Array) -> Array:
+    """Values (H, W) in this machine's byte order; in integers where floating point holds only such, as bytes or 16 bits
+    where they fit. What is not finite says nothing of the object: background."""
+    values = values.astype(values.dtype.newbyteorder("="))
+    if values.dtype.kind != "f":
+        return values
+    values = np.where(np.isfinite(values), values, 0)
+    least, most = float(values.min(initial=0)), float(values.max(initial=0))
+    if least < 0 or most > 65535 or (values != np.rint(values)).any():
+        return values
+    return values.astype(np.uint8 if most <= 255 else np.uint16)
+
+
 def _labels(path: Path, image: Image.Image) -> Array:
     """Mask file as (H, W) labels, (H, W) soft values in [0, 255], or (H, W, 3) colours; alpha wins if it cuts out
     anything but labels."""
@@ -136,7 +149,7 @@ def _labels(path: Path, image: Image.Image) -> Array:
             return alpha if labels is None else labels
         image = image.convert("RGB")
     if image.mode in ("P", "1", "L", "I", "F") or image.mode.startswith("I;16"):
-        return np.asarray(image)
+        return _plain(np.asarray(image))
     colours = np.asarray(image.convert("RGB"))  # (H, W, 3)
     grey = (colours[..., :1] == colours).all()
     return colours[..., 0] if grey else colours
