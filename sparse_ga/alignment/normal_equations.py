@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import cho_solve
-from scipy.sparse import coo_matrix, csc_matrix, diags
+from scipy.sparse import csc_matrix, diags
 from scipy.sparse.linalg import splu
 
+from sparse_ga.alignment.assembly import add_block, empty_system
 from sparse_ga.alignment.problem import Problem, State, centres
 from sparse_ga.alignment.residuals import (
     HostGeometry,
@@ -78,6 +79,11 @@ class Layout:
         """Column of a view's log scale."""
         return 6 * self.views + self.groups * self.camera + view
 
+    @property
+    def widths(self) -> Array:
+        """Columns (2 views + groups,) of every pose, camera and log scale."""
+        return np.repeat([6, self.camera, 1], [self.views, self.groups, self.views])
+
 
 @dataclass(frozen=True)
 class HostBack:
@@ -127,9 +133,9 @@ def linearise(problem: Problem, state: State, loss: Loss) -> NormalEquations:
     """The reduced normal equations at `state`, all observations, depth priors, focal and pose priors."""
     layout, centre = layout_of(problem), centres(problem, state)
     intrinsics = current_intrinsics(problem, state)
+    touched = [_touched(problem, host) for host in range(layout.views)]
     dense = layout.views <= _DENSE_VIEWS
-    hessian = np.zeros((layout.size, layout.size)) if dense else np.zeros((0, 0))
-    blocks: list[tuple[Array, Array]] = []
+    hessian = np.zeros((layout.size, layout.size)) if dense else empty_system(layout.widths, touched)
     gradient, cost, back = np.zeros(layout.size), 0.0, []
     for host in range(layout.views):
         local = _linearise_host(problem, state, intrinsics, centre, loss, host)
@@ -139,18 +145,19 @@ def linearise(problem: Problem, state: State, loss: Loss) -> NormalEquations:
         if dense:
             hessian[np.ix_(local.index, local.index)] += local.hessian
         else:
-            blocks.append((local.index, local.hessian))
+            add_block(hessian, local.index, layout.widths[touched[host]], local.hessian)
     diagonal, prior_gradient, prior_cost = _priors(problem, state, centre, layout)
     gradient += prior_gradient
-    full = hessian + np.diag(diagonal) if dense else _sparse(blocks, layout.size) + diags(diagonal)
+    full = hessian + (np.diag(diagonal) if dense else diags(diagonal))
     return NormalEquations(layout, full, gradient, cost + prior_cost, tuple(back), centre)
 
 
-def _sparse(blocks: list[tuple[Array, Array]], size: int) -> csc_matrix:
-    row = np.concatenate([np.repeat(index, len(index)) for index, _ in blocks])
-    column = np.concatenate([np.tile(index, len(index)) for index, _ in blocks])
-    value = np.concatenate([block.ravel() for _, block in blocks])
-    return coo_matrix((value, (row, column)), shape=(size, size)).tocsc()
+def _touched(problem: Problem, host: int) -> Array:
+    """Sorted parameters of the reduced system, in the order of `Layout.widths`, that a host's residuals depend on."""
+    obs, layout = problem.observations, layout_of(problem)
+    views = np.append(obs.link_target[obs.host_start[host] : obs.host_start[host + 1]], host)
+    groups = layout.views + problem.group[views]
+    return np.unique(np.concatenate([views, groups, [layout.views + layout.groups + host]]))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy.cluster.hierarchy import linkage
@@ -48,14 +49,20 @@ def find_triplets(pairs: Array, rotations: Array) -> Triplets:
 def _triangles(low: Array, high: Array) -> Array:
     """Edges ab, bc, ac (T, 3) of the triangles a < b < c of edges from `low` (P,) to `high` (P,)."""
     size = int(high.max(initial=-1)) + 1
-    number = np.full((size, size), -1, np.int64)  # edge between two views
-    number[low, high] = np.arange(len(low))
+    number = {pair: e for e, pair in enumerate(zip(low.tolist(), high.tolist()))}
+    ends, edges = np.array([*number], np.int64).reshape(-1, 2), np.array([*number.values()], np.int64)
+    order = np.lexsort((ends[:, 1], ends[:, 0]))
+    start = np.searchsorted(ends[order, 0], np.arange(size + 1))
+    runs = [order[first:last] for first, last in pairwise(start)]  # every view's edges to later views
     found = [np.zeros((0, 3), np.int64)]
-    for step, (a, b) in enumerate(dict.fromkeys(zip(low.tolist(), high.tolist()))):
-        third = np.flatnonzero((number[a, b + 1 :] >= 0) & (number[b, b + 1 :] >= 0)) + b + 1
-        if len(third) > MAX_TRIANGLES:  # a start of its own for each edge, so that no view is left out by all
-            third = third[np.sort((np.arange(MAX_TRIANGLES) * len(third) // MAX_TRIANGLES + step) % len(third))]
-        found.append(np.stack([np.full(len(third), number[a, b]), number[b, third], number[a, third]], 1))
+    from_a = np.full(size, -1, np.int64)  # edge from view a, by the other view
+    for step, ((a, b), ab) in enumerate(number.items()):
+        from_a[ends[runs[a], 1]] = edges[runs[a]]
+        run = runs[b][from_a[ends[runs[b], 1]] >= 0]
+        if len(run) > MAX_TRIANGLES:  # a start of its own for each edge, so that no view is left out by all
+            run = run[np.sort((np.arange(MAX_TRIANGLES) * len(run) // MAX_TRIANGLES + step) % len(run))]
+        found.append(np.stack([np.full(len(run), ab), edges[run], from_a[ends[run, 1]]], 1))
+        from_a[ends[runs[a], 1]] = -1
     return np.concatenate(found)
 
 

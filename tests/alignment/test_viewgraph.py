@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -55,6 +56,19 @@ def test_triplets_are_all_those_of_a_small_graph() -> None:
     found = find_triplets(pairs, rotations_of(pairs)).edges.tolist()
     assert len(found) == len(wanted)
     assert {tuple(row) for row in found} == wanted
+
+
+def test_triplets_of_many_views_with_few_pairs_take_little_memory() -> None:
+    """Room for every pair of 3000 views would be 72 MB."""
+    views = np.arange(3000)
+    pairs = np.concatenate([np.stack([views[:-d], views[d:]], 1) for d in (1, 2, 3)])
+    rotations = np.tile(np.eye(3), (len(pairs), 1, 1))
+    tracemalloc.start()
+    found = find_triplets(pairs, rotations)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(found.edges) == 2998 + 2 * 2997  # steps 1 + 1, 1 + 2 and 2 + 1
+    assert peak < 30e6
 
 
 @pytest.mark.slow
