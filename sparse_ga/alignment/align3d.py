@@ -8,7 +8,7 @@ import numpy as np
 
 from sparse_ga.alignment.anchors import Anchors, choose_anchors
 from sparse_ga.alignment.canonical import CanonicalAccumulator, DepthRows
-from sparse_ga.alignment.components import GraphSolution, solve_graph
+from sparse_ga.alignment.components import UNUSED_POSE, GraphSolution, solve_graph, tied_to_given
 from sparse_ga.alignment.edges import CanonicalDepths, LoadMatches, PairTable, build_edges, on_foreground, usable
 from sparse_ga.alignment.gauge import fix_gauge, status_of
 from sparse_ga.alignment.intrinsics import CameraGroups, camera_groups, focal_votes, initial_intrinsics
@@ -33,7 +33,8 @@ def align_views(
     `pairs` index `views`; `load_prediction(p)` and `load_matches(p)` give pair p and are called up to three times
     each, one pair at a time, so that memory does not grow with the number of pairs. The world frame is that of the
     first registered view with median anchor depth 1, or that of the known poses. Views that no verified chain of
-    pairs ties to the largest component keep the identity as pose and a reason.
+    pairs ties to the largest component keep the identity as pose and a reason. Known poses that no pair ties to any
+    other view are not used where other views are tied to each other.
     """
     table, anchors = _survey(views, pairs, load_matches, config)
     groups = camera_groups(views)
@@ -43,6 +44,9 @@ def align_views(
     edges, dropped = build_edges(pairs, depths, raw, load_matches, table, config)
     known = known_poses(views, intrinsics)
     solution = solve_graph(views, edges, known, dropped, config)
+    if not tied_to_given(edges, known):  # a result in a frame of its own, rather than none
+        known, posed = known.forgotten(), known.given
+        solution = solve_graph(views, edges, known, dropped, config).because(posed, UNUSED_POSE)
     return list(depths.canonical), fix_gauge(_product(views, depths, solution, known), views)
 
 

@@ -33,6 +33,7 @@ TRIPLETS, JOINT, GIVEN = (
 """Why a pair whose own geometry is sound is dropped: it contradicts others."""
 CONTRADICTING = "its pairs contradict each other"
 SMALLER, UNPOSED = "in a smaller component", "tied to no photograph with a given pose"
+UNUSED_POSE = "no match ties its given pose to another photograph"
 VAGUE = "a single pair with few matches ties it to the others, which tells its pose too badly"
 
 
@@ -48,6 +49,17 @@ class GraphSolution:
     reasons: tuple[str, ...]  # (N,)
     dropped: tuple[str, ...]  # "name_i | name_j | why"
     contradicted: float
+
+    def because(self, views: Array, reason: str) -> GraphSolution:
+        """The same with this reason for those of the `views` (N,) bool that are not registered."""
+        told = zip(self.reasons, views & ~self.registered, strict=True)
+        return replace(self, reasons=tuple(reason if here else before for before, here in told))
+
+
+def tied_to_given(edges: Sequence[PairEdge], known: KnownPoses) -> bool:
+    """Whether a verified pair ties a view to one whose given pose fixes the scale, or no pair ties any views."""
+    verified = [(e.i, e.j) for e in edges if e.verified]
+    return not known.metric or not verified or bool(known.given[np.array(verified)].any())
 
 
 @dataclass(frozen=True)
@@ -211,6 +223,7 @@ def about_groups(reasons: Sequence[str]) -> tuple[str, ...]:
     """What `reasons` for missing views say of the set as a whole: which of its groups was reconstructed."""
     said = {
         SMALLER: "the photographs fall into groups that nothing ties together; the largest was reconstructed",
+        UNUSED_POSE: "given poses are not used: no match ties one of their photographs to any other",
         UNPOSED: "nothing ties some photographs to one with a given pose; only those that are tied were reconstructed",
     }
     return tuple(text for start, text in said.items() if any(reason.startswith(start) for reason in reasons))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,6 +27,10 @@ class KnownPoses:
     spread: float
     object_centre: Array  # (3,)
     middles: Array  # (N, 3), NaN where the mask is empty
+
+    def forgotten(self) -> KnownPoses:
+        """The same views without any given pose."""
+        return replace(self, given=np.zeros_like(self.given), metric=False)
 
 
 def known_poses(views: Sequence[View], intrinsics: Array) -> KnownPoses:

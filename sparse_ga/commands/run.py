@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sparse_ga.alignment.components import SMALLER, UNPOSED, about_groups
+from sparse_ga.alignment.components import SMALLER, UNPOSED, UNUSED_POSE, about_groups
 from sparse_ga.api import unregistered
 from sparse_ga.attempts import Attempts
 from sparse_ga.commands.jobs import JobRecord, earlier_seconds, find_run, make_folder, record_from
@@ -298,6 +298,7 @@ def _summarize(reconstruction: Reconstruction, files: list[Path], out: Path, rep
 _REMEDIES = (
     (SMALLER, "add photographs between the two groups"),
     (UNPOSED, "give a pose to one of them, or add photographs in between"),
+    (UNUSED_POSE, "add photographs between it and the others, or give poses of those"),
     ("its pairs contradict", "add photographs between it and its neighbours, so that like sides can be told apart"),
     ("no usable pair", "add photographs between it and its neighbours, or try another predictor"),
     ("no pair", "its neighbours are not in the pair graph; try pairs.graph=complete"),

@@ -12,7 +12,7 @@ from sparse_ga.stages.base import Stage
 from sparse_ga.stages.packing import PackedCanonical, pack_canonical, unpack_canonical
 from sparse_ga.store import Key, digest_of
 
-STAGE = Stage("align3d", 5, "run", ("ingest", "calibrate", "pairs", "forward", "match"), ("align3d",))
+STAGE = Stage("align3d", 6, "run", ("ingest", "calibrate", "pairs", "forward", "match"), ("align3d",))
 
 
 @dataclass(frozen=True, eq=False)

@@ -229,6 +229,20 @@ def test_given_poses_choose_their_component_and_the_reason_says_so() -> None:
     assert not about_groups(whole.align()[1].reasons)
 
 
+def test_given_poses_that_no_match_ties_to_others_do_not_cost_the_others() -> None:
+    whole = ring_case(6, MILD)
+    inside = [k for k, (i, j) in enumerate(whole.pairs) if i < 4 and j < 4]
+    pick = [tuple(getattr(whole, name)[k] for k in inside) for name in ("pairs", "predictions", "matches")]
+    case = with_poses(Case(whole.scene, whole.views, *pick), [4, 5])
+    alignment = case.refine()
+    assert_sound(alignment)
+    np.testing.assert_array_equal(alignment.registered, [True] * 4 + [False] * 2)
+    assert not alignment.metric_frame
+    assert rotation_errors(alignment, whole.scene).max() < 2.0
+    assert alignment.reasons[5] == "no match ties its given pose to another photograph"
+    assert len(about_groups(alignment.reasons)) == 1
+
+
 def test_given_poses_of_views_without_the_object_fix_nothing() -> None:
     case = with_poses(ring_case(6, MILD), [4, 5])
     blank = [replace(v, mask=np.zeros_like(v.mask)) if v.world_from_cam is not None else v for v in case.views]
