@@ -13,7 +13,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 if sys.version_info >= (3, 11):
@@ -26,7 +26,7 @@ AUTO, OFF, PACKAGED = "auto", "off", "packaged"
 """What `forward.descriptors` can say instead of a file: PACKAGED is the network that comes with the package; with AUTO
 a run starts without one (`sparse_ga.attempts`)."""
 
-_STRICT = ConfigDict(extra="forbid")
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 _RUNTIME = {"runtime": True}
 
 
@@ -49,6 +49,12 @@ class IngestConfig:
     shared_intrinsics: bool = True
     """All photographs of one size come from one camera with one zoom setting: what is given for one holds for all."""
 
+    @model_validator(mode="after")
+    def _check(self) -> IngestConfig:
+        if self.multiple > self.long_side:
+            raise ValueError(f"multiple ({self.multiple}) must not exceed long_side ({self.long_side})")
+        return self
+
 
 @dataclass(frozen=True, config=_STRICT)
 class PairsConfig:
@@ -64,10 +70,16 @@ class PairsConfig:
 class CalibrateConfig:
     """Focal length, where neither the user nor the predictor knows it (classical predictor)."""
 
-    min_focal: float = 0.5
+    min_focal: Annotated[float, Field(gt=0)] = 0.5
     """Smallest focal length considered, in units of the photograph's long side."""
-    max_focal: float = 8.0
+    max_focal: Annotated[float, Field(gt=0)] = 8.0
     """Largest focal length considered, in units of the photograph's long side."""
+
+    @model_validator(mode="after")
+    def _check(self) -> CalibrateConfig:
+        if self.max_focal <= self.min_focal:
+            raise ValueError(f"max_focal ({self.max_focal}) must be larger than min_focal ({self.min_focal})")
+        return self
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -90,7 +102,7 @@ class ForwardConfig:
     """auto, cpu, cuda, cuda:N or mps."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the network's transformer; heads are always fp32. auto: bf16 on GPUs that have it."""
-    memory_gb: float = field(default=4.0, metadata=_RUNTIME)
+    memory_gb: Annotated[float, Field(gt=0)] = field(default=4.0, metadata=_RUNTIME)
     """Memory a batch may fill."""
 
 
@@ -98,26 +110,26 @@ class ForwardConfig:
 class MatchConfig:
     """Matching descriptors on the foreground, and verifying matches."""
 
-    subsample: int = 8
+    subsample: Annotated[int, Field(ge=1)] = 8
     """Spacing in pixels of the query grid of the reciprocal search."""
-    max_rounds: int = 10
+    max_rounds: Annotated[int, Field(ge=1)] = 10
     """Rounds there and back after which a query that has not settled is given up."""
-    pixel_tolerance: float | None = None
+    pixel_tolerance: Annotated[float, Field(ge=0)] | None = None
     """Reciprocal matches may miss their start by this many pixels. Unset: however far the search wandered."""
-    max_dissimilarity: float | None = 10.0
+    max_dissimilarity: Annotated[float, Field(gt=0)] | None = 10.0
     """Matches whose descriptors lie further apart (squared distance) than this many times the pair's lower quartile are
     dropped: pixels that only one view sees find one another at random, but do not look alike. Unset: all stay."""
-    border_px: int = 3
+    border_px: Annotated[int, Field(ge=0)] = 3
     """Matches nearer than this to the image border are ignored."""
-    max_epipolar_px: float = 2.0
+    max_epipolar_px: Annotated[float, Field(gt=0)] = 2.0
     """Verification: largest Sampson distance of a match to the pair's epipolar geometry."""
-    min_matches: int = 12
+    min_matches: Annotated[int, Field(ge=0)] = 12
     """A pair with fewer verified matches is dropped."""
-    min_inlier_share: float = 0.15
+    min_inlier_share: Annotated[float, Field(ge=0, le=1)] = 0.15
     """A pair of whose matches a smaller share agrees with one geometry is dropped."""
-    min_coverage: float = 0.03
+    min_coverage: Annotated[float, Field(ge=0, le=1)] = 0.03
     """A pair whose verified matches reach less than this share of either foreground is dropped."""
-    min_confidence: float = 0.0
+    min_confidence: Annotated[float, Field(ge=0)] = 0.0
     """A pair whose verified matches have a lower median confidence is dropped (the scale is the predictor's)."""
     device: str = field(default="auto", metadata=_RUNTIME)
     """auto, cpu, cuda or cuda:N. Matches are the same on all of them."""
@@ -127,15 +139,15 @@ class MatchConfig:
 class Align3dConfig:
     """Coarse alignment of all views by similarities."""
 
-    anchor_px: int = 8
+    anchor_px: Annotated[int, Field(ge=1)] = 8
     """Side in pixels of the blocks that hold the anchors."""
-    anchors_per_block: int = 4
+    anchors_per_block: Annotated[int, Field(ge=1, le=1024)] = 4
     """Most anchors in one block; matched pixels come first. 1 gives one anchor a block."""
     tree: Literal["mst", "hierarchical"] = "mst"
     """View tree: maximum spanning tree of pair scores, or hierarchical clustering."""
-    max_triplet_deg: float = 10.0
+    max_triplet_deg: Annotated[float, Field(gt=0, le=180)] = 10.0
     """A pair whose rotation disagrees with most of its triplets by more than this is dropped."""
-    min_matches: int = 8
+    min_matches: Annotated[int, Field(ge=0)] = 8
     """Pairs with fewer matches cannot register a view; their point maps still help between registered views."""
 
 
@@ -145,25 +157,25 @@ class Refine2dConfig:
 
     solver: Literal["lm", "adam"] = "lm"
     """lm: Levenberg-Marquardt with eliminated depths; adam: the schedule of the MASt3R-SfM paper, for comparison."""
-    loss_px: float = 1.0
+    loss_px: Annotated[float, Field(gt=0)] = 1.0
     """Scale of the robust loss in working pixels."""
     optimize_focal: bool = True
     """Refine focal lengths that were not given."""
     principal_point: Literal["auto", "fixed", "free"] = "auto"
     """fixed: keep it; free: refine it as well; auto: refine it where the matches determine it and insist on it."""
-    principal_point_percent: float = 3.0
+    principal_point_percent: Annotated[float, Field(gt=0)] = 3.0
     """How far an unknown principal point may be from the image centre, in percent of the image's long side."""
     hold_given_intrinsics: bool = True
     """Keep intrinsics the user gave exactly as they are."""
     hold_given_poses: bool = True
     """Keep camera poses the user gave exactly as they are; otherwise they are a prior."""
-    pose_prior_deg: float = 1.0
+    pose_prior_deg: Annotated[float, Field(gt=0)] = 1.0
     """How far given poses may be wrong when they are a prior: rotation, and position as seen from the object."""
-    focal_percent: float = 15.0
+    focal_percent: Annotated[float, Field(gt=0)] = 15.0
     """How far the first estimate of an unknown focal length may be wrong; decides where the matches tell nothing."""
-    exif_focal_percent: float = 10.0
+    exif_focal_percent: Annotated[float, Field(gt=0)] = 10.0
     """How far a focal length from EXIF may be wrong."""
-    max_iterations: int = 40
+    max_iterations: Annotated[int, Field(ge=1)] = 40
     """Most linearisations of the lm solver."""
 
 
@@ -171,31 +183,31 @@ class Refine2dConfig:
 class TriangulateConfig:
     """Tracks, triangulation, bundle adjustment and the dense cloud."""
 
-    max_reprojection_px: float = 2.0
+    max_reprojection_px: Annotated[float, Field(gt=0)] = 2.0
     """Largest reprojection error of a track's observation, in working pixels; less where they scatter less."""
-    min_angle_deg: float = 1.5
+    min_angle_deg: Annotated[float, Field(ge=0, lt=90)] = 1.5
     """Smallest angle between two rays of a track."""
     bundle_adjustment: bool = True
     """Refine cameras and track points together at the end; kept only if it lowers the error."""
-    track_cell_px: float = 1.0
+    track_cell_px: Annotated[float, Field(ge=0.05)] = 1.0
     """Matches that end within one cell of this many working pixels are one observation of a track."""
     dense: bool = True
     """Fuse the depth maps of all views into a dense cloud; otherwise only track points are exported."""
     dense_method: Literal["anchors", "stereo"] = "stereo"
     """anchors: depth maps from the refined anchors and tracks; stereo: those, refined by photometric consistency."""
-    silhouette_px: float = 1.0
+    silhouette_px: Annotated[float, Field(ge=0)] = 1.0
     """A point that projects farther than this outside the mask of a view, in working pixels, is dropped."""
-    consistency: float = 0.01
+    consistency: Annotated[float, Field(gt=0)] = 0.01
     """Two views agree on a point when their depths differ by at most this share of the object's diameter."""
-    min_views: int = 3
+    min_views: Annotated[int, Field(ge=1)] = 3
     """A dense point needs this many views that agree on it (fewer when fewer views see it)."""
-    min_confidence: float = 0.4
+    min_confidence: Annotated[float, Field(ge=0, le=1)] = 0.4
     """A dense point needs this confidence, 0 to 1; lower values fill hollows with less certain points."""
-    voxel: float = 0.0
+    voxel: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Side of the cells that hold one dense point each, as a share of the object's diameter; 0: one pixel."""
     mesh: bool = True
     """Make a watertight mesh from the dense cloud."""
-    mesh_depth: int = 7
+    mesh_depth: Annotated[int, Field(ge=2, le=12)] = 7
     """Depth of the octree of the Poisson reconstruction: 2 to this power cells along the object."""
     mesh_hull: bool = False
     """Bound the mesh by the visual hull where no view gives a depth."""
@@ -259,7 +271,7 @@ def _explain(error: ValidationError, source: str) -> str:
         close = difflib.get_close_matches(path[-1], [f.name for f in known], n=1)
         unknown = item["type"] == "unexpected_keyword_argument"
         hint = f" (did you mean {close[0]!r}?)" if unknown and close else ""
-        message = "no such field" if unknown else item["msg"]
+        message = "no such field" if unknown else item["msg"].removeprefix("Value error, ")
         lines.append(f"{source}: {'.'.join(path)}: {message}{hint}")
     return "\n".join(lines)
 
