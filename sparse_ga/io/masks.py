@@ -21,6 +21,9 @@ _SUFFIXES = (".png", ".tif", ".tiff", ".webp", ".jpg", ".jpeg", ".bmp", ".gif")
 _MOST_LABELS = 16
 _DARK = 0.25  # of white
 _LEAST_OF_A_LABEL = 0.01  # of what is not background
+_NEARLY_GREY = 32  # largest difference between the channels
+_MOST_LOSSY_LABEL = 64  # in brighter files, what lossy compression leaves around edges would count as labels
+_DARK_COLOURS = (0.2, 0.6)  # of the brightness of most
 _AROUND = ((-1, 0), (1, 0), (0, -1), (0, 1))
 
 
@@ -77,14 +80,49 @@ def find_masks(images: Sequence[Path], masks: MasksArgument | None) -> list[Path
     return [Path(path) for path in masks]
 
 
-def _refuse_photograph(path: Path, values: Array) -> None:
+def _is_lossy(path: Path, image: Image.Image) -> bool:
+    """Whether the file's compression leaves noise around edges: JPEG, and WebP unless it is lossless."""
+    if image.info.get("compression") in ("jpeg", "webp"):  # inside TIFF
+        return True
+    with path.open("rb") as file:
+        head = file.read(12)
+        if head[:4] != b"RIFF" or head[8:] != b"WEBP":
+            return head[:2] == b"\xff\xd8"
+        while len(chunk := file.read(8)) == 8:
+            if chunk[:4] in (b"VP8 ", b"VP8L"):
+                return chunk[:4] == b"VP8 "
+            size = int.from_bytes(chunk[4:], "little")
+            file.seek(size + size % 2, 1)
+    return True  # an animation, whose frames are wrapped once more
+
+
+def _is_nearly_grey(colours: Array) -> bool:
+    """Whether (H, W, 3) are black, white and shades with a tint, as lossy compression or a conversion leaves them."""
+    most, least = colours.max(-1), colours.min(-1)
+    return bool(most.max(initial=0) >= 250 and (most - least).max(initial=0) <= _NEARLY_GREY)
+
+
+def _are_a_photographs(colours: Array, lossy: bool) -> bool:
+    """Whether colours (H, W, 3) are too many for labels; lossy compression makes thousands, but few off the edges."""
+    codes = colours.reshape(-1, 3).astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)  # (H * W,)
+    if not lossy or len(np.unique(codes)) <= 1000:
+        return len(np.unique(codes)) > 1000
+    bright = codes[colours.max(-1).ravel() >= 48]
+    counts = np.sort(np.unique(bright, return_counts=True)[1])
+    return len(bright) > 0.98 * len(codes) or bool(counts[:-64].sum() > 0.6 * len(bright))
+
+
+def _refuse_photograph(path: Path, values: Array, lossy: bool) -> None:
     """Raise `InputError` when `values` (H, W) or (H, W, 3) look like a photograph: colours, or all shades of grey."""
+    if values.ndim == 3 and _is_nearly_grey(values):
+        values = values.max(-1)
     if values.ndim == 3:
-        shades = len(np.unique(values.reshape(-1, 3).astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)))
-        continuous = shades > 1000
+        continuous = _are_a_photographs(values, lossy)
     else:
         grey = (values > 25) & (values < 230)
-        continuous = values.dtype == np.uint8 and len(np.unique(values)) > 100 and float(grey.mean()) > 0.3
+        counts = np.sort(np.unique(values, return_counts=True)[1])
+        even = counts[-16:].sum() < 0.8 * values.size  # compressed masks have many shades too, but few frequent ones
+        continuous = values.dtype == np.uint8 and len(counts) > 100 and float(grey.mean()) > 0.3 and bool(even)
     if continuous:
         raise InputError(f"{path}: this is a photograph, not a mask; are the folders of images and masks exchanged?")
 
@@ -155,19 +193,21 @@ def _labels(path: Path, image: Image.Image) -> Array:
     return colours[..., 0] if grey else colours
 
 
-def _is_soft(image: Image.Image, values: Array) -> bool:
+def _is_soft(image: Image.Image, values: Array, lossy: bool) -> bool:
     """Whether values are degrees of being object (0 to white) and not labels: palette and small values are labels."""
     if image.mode == "P" or values.dtype == bool:
         return False
+    if values.dtype == np.uint8 and values.max(initial=0) >= _MOST_LOSSY_LABEL and lossy:
+        return True
     top = {np.dtype(np.uint8): 250, np.dtype(np.uint16): 65000}.get(values.dtype)
     return values.dtype.kind == "f" or (top is not None and int(values.max(initial=0)) >= top)
 
 
-def _dark_labels(path: Path, values: Array) -> list[int]:
-    """Values of soft-looking integers (H, W) that cover areas of their own, far darker than white: labels, rather."""
+def _dark_labels(values: Array, lossy: bool) -> list[int]:
+    """Values of soft-looking integers (H, W) that cover areas of their own, far darker than white: labels, rather; but
+    lossy files cannot hold labels."""
     shades, counts = np.unique(values[values != 0], return_counts=True)
-    noisy = path.suffix.lower() in (".jpg", ".jpeg")  # which cannot hold labels
-    if noisy or values.dtype.kind == "f" or len(shades) > _MOST_LABELS or min(values.shape) < 3:
+    if lossy or values.dtype.kind == "f" or len(shades) > _MOST_LABELS or min(values.shape) < 3:
         return []
     dark = shades < _DARK * np.iinfo(values.dtype).max
     if not dark.any():
@@ -188,9 +228,9 @@ def _covers_areas(values: Array, value: int) -> bool:
     return bool(inner.sum() >= same.sum() / 2)
 
 
-def _refuse_labels(path: Path, values: Array) -> None:
+def _refuse_labels(path: Path, values: Array, lossy: bool) -> None:
     """Raise `InputError` for values (H, W) that may be soft or labels, of which the dark ones would be lost."""
-    dark = _dark_labels(path, values)
+    dark = _dark_labels(values, lossy)
     if dark:
         raise InputError(
             f"{path}: are {dark[0]} and {int(values.max())} labels, or is this a soft mask? Choose with --object "
@@ -198,21 +238,51 @@ def _refuse_labels(path: Path, values: Array) -> None:
         )
 
 
+def _half_of_most(path: Path, brightness: Array) -> Array:
+    """Where a lossily compressed mask (H, W) uint8 reaches half the brightness of its object.
+
+    Raises `InputError` where areas are so dark beside others that they would be lost.
+    """
+    from scipy.ndimage import minimum_filter
+
+    if brightness.max(initial=0) < _MOST_LOSSY_LABEL:  # black, with noise
+        return np.zeros(brightness.shape, bool)
+    bright = brightness[brightness >= brightness.max(initial=0) / 2]
+    white = float(np.median(bright))
+    low, high = (share * white for share in _DARK_COLOURS)
+    dark = (brightness >= low) & (brightness < high)
+    inner = minimum_filter(dark, 7, mode="constant", cval=False)
+    if inner.sum() > _LEAST_OF_A_LABEL * bright.size:
+        raise InputError(
+            f"{path}: areas of brightness {int(np.median(brightness[inner]))} beside {white:.0f} may be object or not, "
+            "and the compression blurs both; make the object white on black, or save the labels as PNG"
+        )
+    return brightness >= white / 2
+
+
 def _select(path: Path, image: Image.Image, object_id: int | None) -> Array:
     """Foreground (h, w) bool of a mask file at its own size."""
-    values = _labels(path, image)
+    values, lossy = _labels(path, image), _is_lossy(path, image)
     if image.mode != "P":
-        _refuse_photograph(path, values)
+        _refuse_photograph(path, values, lossy)
     if values.ndim == 3:
         if object_id is not None:
             raise InputError(f"{path}: --object needs masks with one channel of integer labels, this one has colours")
-        coloured: Array = np.any(values, axis=-1)
-        return coloured
+        grey = _is_nearly_grey(values)
+        if not (grey or lossy):
+            coloured: Array = np.any(values, axis=-1)
+            return coloured
+        values = values.max(-1)
+        if not grey:
+            return _half_of_most(path, values)
     if object_id is not None:
         return values == object_id
-    if not _is_soft(image, values):
-        return values != 0
-    _refuse_labels(path, values)
+    if not _is_soft(image, values, lossy):
+        black = 2 if lossy and path.suffix.lower() == ".webp" else 0  # its limited range makes 1 of black
+        return (values < 0) | (values > black)
+    if lossy and values.max() < 250:
+        return _half_of_most(path, values)
+    _refuse_labels(path, values, lossy)
     white = 255 if values.dtype == np.uint8 else 65535 if values.dtype == np.uint16 else max(float(values.max()), 1e-9)
     return values >= white / 2
 
@@ -220,9 +290,10 @@ def _select(path: Path, image: Image.Image, object_id: int | None) -> Array:
 def read_mask(path: Path, size: tuple[int, int], object_id: int | None = None) -> Array:
     """Foreground (H, W) bool of the photograph of `size` (W, H) that the mask file belongs to.
 
-    Grey values that reach white are degrees of being object, cut at one half; other integers are labels, of which
-    `object_id` picks one and None all but 0. A mask of another size is resized if its ratio fits. Raises
-    `InputError` when it does not, and when the file is broken or is a photograph.
+    Grey values that reach white are degrees of being object, cut at one half, as is the brightness of lossy files;
+    other integers are labels, of which `object_id` picks one and None all but 0, and other colours are object unless
+    black. A mask of another size is resized if its ratio fits. Raises `InputError` when it does not, and when the file
+    is broken or is a photograph.
     """
     image = _open(path)
     relation = compare_sizes(image.size, size)
@@ -238,10 +309,10 @@ def read_mask(path: Path, size: tuple[int, int], object_id: int | None = None) -
 def mask_labels(path: Path) -> tuple[int, ...]:
     """The integer labels in a mask file, without 0; none in a mask that is black and white, soft, or in colours."""
     image = _open(path)
-    values = _labels(path, image)
+    values, lossy = _labels(path, image), _is_lossy(path, image)
     if values.ndim == 3 or values.dtype.kind not in "iu":
         return ()
-    if _is_soft(image, values) and not _dark_labels(path, values):
+    if _is_soft(image, values, lossy) and not _dark_labels(values, lossy):
         return ()
     return tuple(int(value) for value in np.unique(values) if value != 0)
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from sparse_ga.errors import InputError
 from sparse_ga.io.images import read_photograph
 from sparse_ga.io.masks import mask_labels, read_mask
 
@@ -86,3 +88,81 @@ def test_labels_in_floating_point_are_labels(tmp_path: Path):
     np.testing.assert_array_equal(read_mask(path, SIZE), labels > 0)
     np.testing.assert_array_equal(read_mask(path, SIZE, 3), labels == 3)
     assert mask_labels(path) == (1, 3)
+
+
+WIDE = (320, 240)  # W, H
+
+
+def star(colours: list[tuple[int, int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Star-shaped areas side by side (H, W, 3) uint8, and the distance (H, W) in px outside of their outlines."""
+    width, height = WIDE
+    y, x = np.mgrid[:height, :width]
+    image, distance = np.zeros((height, width, 3), np.uint8), np.full((height, width), np.inf)
+    for n, colour in enumerate(colours):
+        middle = width * (n + 0.5) / len(colours)
+        radius = (
+            0.4 * min(width / len(colours), height) * (1 + 0.15 * np.sin(7 * np.arctan2(y - height / 2, x - middle)))
+        )
+        outside = np.hypot(y - height / 2, x - middle) - radius
+        image[outside < 0] = colour
+        distance = np.minimum(distance, outside)
+    return image, distance
+
+
+def check_compressed(path: Path, distance: np.ndarray) -> None:
+    wrong = read_mask(path, WIDE) != (distance < 0)
+    assert np.abs(distance[wrong]).max(initial=0) <= 2, path.name
+    assert wrong.sum() <= 0.01 * (distance < 0).sum(), path.name
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp"])
+@pytest.mark.parametrize("quality", [50, 75, 95])
+@pytest.mark.parametrize(
+    "colours",
+    [
+        [(255, 255, 255)],
+        [(255, 250, 235)],
+        [(200, 200, 200)],
+        [(255, 0, 0)],
+        [(0, 0, 255)],
+        [(128, 0, 0)],
+        [(255, 0, 0), (0, 255, 0)],
+    ],
+)
+def test_compression_adds_nothing_to_masks(tmp_path: Path, suffix: str, quality: int, colours: list):
+    image, distance = star(colours)
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(image).save(path, quality=quality)
+    check_compressed(path, distance)
+    assert mask_labels(path) == ()
+    if image[image > 0].min() >= 235 and image.min(-1).any():
+        Image.open(path).convert("RGB").save(tmp_path / "converted.png")
+        check_compressed(tmp_path / "converted.png", distance)
+    Image.fromarray(np.zeros_like(image)).save(path, quality=quality)
+    assert not read_mask(path, WIDE).any()
+
+
+def test_lossless_colours_stay_labels_however_dark(tmp_path: Path):
+    image, distance = star([(255, 255, 255), (0, 64, 128), (9, 0, 0)])
+    for name, options in (("a.png", {}), ("a.webp", {"lossless": True}), ("a.tif", {})):
+        Image.fromarray(image).save(tmp_path / name, **options)
+        np.testing.assert_array_equal(read_mask(tmp_path / name, WIDE), distance < 0, name)
+    Image.fromarray(image).save(tmp_path / "a.jpg", quality=90)
+    with pytest.raises(InputError, match=r"a\.jpg: areas of brightness 1\d\d beside 25\d .* PNG"):
+        read_mask(tmp_path / "a.jpg", WIDE)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp"])
+@pytest.mark.parametrize("quality", [50, 95])
+def test_a_compressed_photograph_is_no_mask(tmp_path: Path, suffix: str, quality: int):
+    _, distance = star([(255, 0, 0)])
+    rng = np.random.default_rng(0)
+    shading = 40 + 180 * np.clip(-distance / 90, 0, 1)[..., None] * np.array([1, 0.7, 0.5])
+    noisy = np.where(distance[..., None] < 0, shading + rng.normal(0, 8, image_shape := (*distance.shape, 3)), 5)
+    for n, background in enumerate(
+        (noisy, np.where(distance[..., None] < 0, noisy, 255), rng.normal(128, 30, image_shape))
+    ):
+        path = tmp_path / f"{n}.{suffix}"
+        Image.fromarray(background.clip(0, 255).astype(np.uint8)).save(path, quality=quality)
+        with pytest.raises(InputError, match=r"exchanged|the compression blurs both"):
+            read_mask(path, WIDE)
