@@ -50,9 +50,9 @@ class IngestConfig:
     """All photographs of one size come from one camera with one zoom setting: what is given for one holds for all."""
 
     @model_validator(mode="after")
-    def _check(self) -> IngestConfig:
+    def _check_multiple(self) -> IngestConfig:
         if self.multiple > self.long_side:
-            raise ValueError(f"multiple ({self.multiple}) must not exceed long_side ({self.long_side})")
+            raise ValueError(f"multiple = {self.multiple} must not be more than long_side = {self.long_side}")
         return self
 
 
@@ -70,15 +70,15 @@ class PairsConfig:
 class CalibrateConfig:
     """Focal length, where neither the user nor the predictor knows it (classical predictor)."""
 
-    min_focal: Annotated[float, Field(gt=0)] = 0.5
+    min_focal: Annotated[float, Field(ge=0.05, le=100)] = 0.5
     """Smallest focal length considered, in units of the photograph's long side."""
-    max_focal: Annotated[float, Field(gt=0)] = 8.0
+    max_focal: Annotated[float, Field(ge=0.05, le=100)] = 8.0
     """Largest focal length considered, in units of the photograph's long side."""
 
     @model_validator(mode="after")
-    def _check(self) -> CalibrateConfig:
-        if self.max_focal <= self.min_focal:
-            raise ValueError(f"max_focal ({self.max_focal}) must be larger than min_focal ({self.min_focal})")
+    def _check_order(self) -> CalibrateConfig:
+        if self.min_focal >= self.max_focal:
+            raise ValueError(f"min_focal = {self.min_focal:g} must be less than max_focal = {self.max_focal:g}")
         return self
 
 
@@ -157,25 +157,25 @@ class Refine2dConfig:
 
     solver: Literal["lm", "adam"] = "lm"
     """lm: Levenberg-Marquardt with eliminated depths; adam: the schedule of the MASt3R-SfM paper, for comparison."""
-    loss_px: Annotated[float, Field(gt=0)] = 1.0
+    loss_px: Annotated[float, Field(ge=0.01)] = 1.0
     """Scale of the robust loss in working pixels."""
     optimize_focal: bool = True
     """Refine focal lengths that were not given."""
     principal_point: Literal["auto", "fixed", "free"] = "auto"
     """fixed: keep it; free: refine it as well; auto: refine it where the matches determine it and insist on it."""
-    principal_point_percent: Annotated[float, Field(gt=0)] = 3.0
+    principal_point_percent: Annotated[float, Field(gt=0, le=100)] = 3.0
     """How far an unknown principal point may be from the image centre, in percent of the image's long side."""
     hold_given_intrinsics: bool = True
     """Keep intrinsics the user gave exactly as they are."""
     hold_given_poses: bool = True
     """Keep camera poses the user gave exactly as they are; otherwise they are a prior."""
-    pose_prior_deg: Annotated[float, Field(gt=0)] = 1.0
+    pose_prior_deg: Annotated[float, Field(gt=0, le=180)] = 1.0
     """How far given poses may be wrong when they are a prior: rotation, and position as seen from the object."""
-    focal_percent: Annotated[float, Field(gt=0)] = 15.0
+    focal_percent: Annotated[float, Field(gt=0, le=1000)] = 15.0
     """How far the first estimate of an unknown focal length may be wrong; decides where the matches tell nothing."""
-    exif_focal_percent: Annotated[float, Field(gt=0)] = 10.0
+    exif_focal_percent: Annotated[float, Field(gt=0, le=1000)] = 10.0
     """How far a focal length from EXIF may be wrong."""
-    max_iterations: Annotated[int, Field(ge=1)] = 40
+    max_iterations: Annotated[int, Field(ge=0)] = 40
     """Most linearisations of the lm solver."""
 
 
@@ -189,7 +189,7 @@ class TriangulateConfig:
     """Smallest angle between two rays of a track."""
     bundle_adjustment: bool = True
     """Refine cameras and track points together at the end; kept only if it lowers the error."""
-    track_cell_px: Annotated[float, Field(ge=0.05)] = 1.0
+    track_cell_px: Annotated[float, Field(ge=0.1)] = 1.0
     """Matches that end within one cell of this many working pixels are one observation of a track."""
     dense: bool = True
     """Fuse the depth maps of all views into a dense cloud; otherwise only track points are exported."""
@@ -197,7 +197,7 @@ class TriangulateConfig:
     """anchors: depth maps from the refined anchors and tracks; stereo: those, refined by photometric consistency."""
     silhouette_px: Annotated[float, Field(ge=0)] = 1.0
     """A point that projects farther than this outside the mask of a view, in working pixels, is dropped."""
-    consistency: Annotated[float, Field(gt=0)] = 0.01
+    consistency: Annotated[float, Field(gt=0, le=1)] = 0.01
     """Two views agree on a point when their depths differ by at most this share of the object's diameter."""
     min_views: Annotated[int, Field(ge=1)] = 3
     """A dense point needs this many views that agree on it (fewer when fewer views see it)."""
