@@ -63,7 +63,7 @@ class PairsConfig:
     graph: str = "complete"
     """complete, window-K, logwindow-K, oneref-I (window graphs close the ring; append -open for a line of views)."""
     pairs_file: str | None = None
-    """Text file with two image names a line; replaces `graph`."""
+    """Text file with two image names a line, in quotes where they hold blanks; replaces `graph`."""
 
 
 @dataclass(frozen=True, config=_STRICT)

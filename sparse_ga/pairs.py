@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
 from sparse_ga.errors import InputError
+from sparse_ga.io.images import comparable
 
 Pair = tuple[int, int]
 
@@ -45,23 +47,46 @@ def build_pairs(count: int, graph: str) -> list[Pair]:
     return _offsets_graph(count, offsets, closed)
 
 
+def _names_in(line: str, index: Container[str]) -> list[str]:
+    """The words of a line of a pairs file, parted where that gives two names that `index` knows."""
+    stripped = line.strip()
+    for separator in ("\t", ","):
+        for text in (stripped, stripped.split("#")[0]):
+            words = [word.strip().strip("\"'") for word in text.split(separator)]
+            if len(words) == 2 and all(word in index for word in words):
+                return words
+    plain = line.split("#")[0].split()
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=False)
+    lexer.whitespace, lexer.whitespace_split, lexer.escape = " \t\r\n,", True, ""
+    try:
+        words = list(lexer)
+    except ValueError:  # a quotation mark without another, as in o'clock
+        return plain
+    return words if len(plain) != 2 or all(word in index for word in words) else plain
+
+
 def read_pairs_file(path: Path, names: Sequence[str]) -> list[Pair]:
     """Pairs from a text file with two image names a line (`#` starts a comment), each once and in order.
 
-    Names are those of the images, with or without their extension. Raises `InputError` naming the line.
+    Names are those of the images, with or without their extension. A blank, a tab or a comma parts them; those that
+    hold one are in quotes, or parted by another of the three. Raises `InputError` naming the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: the pairs file cannot be read ({error}); give a text file") from None
-    index = {Path(name).stem: n for n, name in enumerate(names)} | {name: n for n, name in enumerate(names)}
+    index = {comparable(Path(name).stem): n for n, name in enumerate(names)}
+    index |= {comparable(name): n for n, name in enumerate(names)}
     pairs = []
     for number, line in enumerate(lines, 1):
-        words = line.split("#")[0].split()
+        words = _names_in(comparable(line), index)
         if not words:
             continue
         if len(words) != 2:
-            raise InputError(f"{path}, line {number}: expected two image names, found {len(words)} words")
+            raise InputError(
+                f"{path}, line {number}: expected two image names, found {len(words)} words; put names with blanks in "
+                "quotes"
+            )
         unknown = [word for word in words if word not in index]
         if unknown:
             raise InputError(f"{path}, line {number}: no image is called {unknown[0]!r}")

@@ -88,3 +88,30 @@ def test_a_missing_or_binary_pairs_file_is_a_clear_error(tmp_path: Path):
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(InputError, match="cannot be read"):
         read_pairs_file(tmp_path / "binary", NAMES)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'a.png "d 1.png"',
+        "'d 1' a",
+        "a.png\td 1.png",
+        "a.png, d 1.png",
+        '"a.png","d 1.png"  # as spreadsheets write',
+        "d 1,a",
+        "\ufeffa.png 'd 1.png'",
+    ],
+)
+def test_names_with_blanks_and_a_byte_order_mark(tmp_path: Path, line: str):
+    file = tmp_path / "pairs.txt"
+    file.write_text(line + "\r\n", encoding="utf-8")
+    assert read_pairs_file(file, NAMES) == [(0, 3)]
+
+
+def test_names_with_quotation_marks_and_number_signs(tmp_path: Path):
+    file = tmp_path / "pairs.txt"
+    file.write_text("o'clock.png b\n#1.png\tb\n")
+    assert read_pairs_file(file, ["o'clock.png", "b.png", "#1.png"]) == [(0, 1), (1, 2)]
+    file.write_text("a.png d 1.png\n")
+    with pytest.raises(InputError, match="line 1: expected two image names, found 3 words; put names with blanks in"):
+        read_pairs_file(file, NAMES)
