@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import glob
 import math
+import os
 import re
 import struct
 import unicodedata
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,9 +80,31 @@ def naming_what_is_forbidden() -> Iterator[None]:
         raise InputError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from None
 
 
+def leads_nowhere(path: Path) -> bool:
+    """Whether a path is a link to a file that is not there."""
+    return path.is_symlink() and not path.exists()
+
+
+def refuse_links_to_nowhere(paths: Iterable[Path]) -> None:
+    """Raise `InputError` for the first of the paths that is a link to a file that is not there."""
+    for path in paths:
+        if leads_nowhere(path):
+            raise InputError(f"{path}: a link to {os.readlink(path)}, which is not there; mend the link or remove it")
+
+
+def _refuse_undecodable(path: Path) -> None:
+    """Raise `InputError` for a name that is not UTF-8: it could not be written into any result."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        readable = str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        raise InputError(f"{readable}: the name is not valid UTF-8; rename the file or its folder") from None
+
+
 def _in_folder(folder: Path) -> list[Path]:
     """The photographs in a folder; raises `InputError` that says what is there instead."""
     entries = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    refuse_links_to_nowhere(path for path in entries if path.suffix.lower() in SUFFIXES)
     found = sorted((path for path in entries if is_image(path)), key=natural_order)
     if found:
         return found
@@ -105,6 +128,7 @@ def _candidates(images: ImagesArgument) -> list[Path]:
     if folder.is_file():
         return [folder]
     found = sorted((Path(name) for name in glob.glob(str(images))), key=natural_order)
+    refuse_links_to_nowhere(path for path in found if path.suffix.lower() in SUFFIXES)
     found = [path for path in found if is_image(path)]
     if not found:
         raise InputError(
@@ -117,12 +141,14 @@ def _candidates(images: ImagesArgument) -> list[Path]:
 def find_images(images: ImagesArgument) -> list[Path]:
     """Paths of the photographs in a folder, of a pattern, or of a list, whose order is kept.
 
-    Raises `InputError` when there are none, one is missing, or two would go by the same name (masks, cameras and
-    outputs are found by file name).
+    Raises `InputError` when there are none, one is missing or has a name that is not UTF-8, or two would go by the same
+    name (masks, cameras and outputs are found by file name).
     """
     paths = _candidates(images)
     seen: dict[str, Path] = {}
+    refuse_links_to_nowhere(paths)
     for path in paths:
+        _refuse_undecodable(path)
         if path.is_dir():
             raise InputError(f"{path}: this is a folder among several words; give one folder alone, or only files")
         if not path.is_file():

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from sparse_ga.errors import InputError
-from sparse_ga.io.images import comparable, naming_what_is_forbidden, open_image
+from sparse_ga.io.images import comparable, leads_nowhere, naming_what_is_forbidden, open_image, refuse_links_to_nowhere
 from sparse_ga.io.resample import compare_sizes, resize_mask
 from sparse_ga.products import Array
 
@@ -35,7 +35,7 @@ def _key(name: str) -> str:
 
 def _files_by_name(folder: Path) -> dict[str, Path]:
     """The files of a folder by name and by `_key`."""
-    files = sorted(path for path in folder.iterdir() if path.is_file())
+    files = sorted(path for path in folder.iterdir() if path.is_file() or leads_nowhere(path))
     return {_key(path.name): path for path in files} | {path.name: path for path in files}
 
 
@@ -44,12 +44,25 @@ def _mask_of(image: Path, files: Mapping[str, Path], folder: Path) -> Path:
     names = [f"{image.name}.png", f"{image.stem}.mask.png", *(image.stem + suffix for suffix in _SUFFIXES)]
     for name in names:
         path = files.get(name) or files.get(_key(name))
+        refuse_links_to_nowhere(() if path is None else (path,))
         if path is not None and not path.samefile(image):
             return path
     raise InputError(
         f"{image}: no mask in {folder}; put one there as {image.stem}.png, {image.stem}.mask.png or {image.name}.png, "
         "or leave the photograph out"
     )
+
+
+def _refuse_shared(images: Sequence[Path], masks: Sequence[Path]) -> None:
+    """Raise `InputError` where two photographs of one name, from two folders, would share the mask of that name."""
+    first: dict[Path, Path] = {}
+    for image, mask in zip(images, masks, strict=True):
+        other = first.setdefault(mask, image)
+        if other is not image and not other.samefile(image):
+            raise InputError(
+                f"{other} and {image} have one name, so that {mask} would be the mask of both; "
+                "list the masks one by one, in the order of the photographs"
+            )
 
 
 @naming_what_is_forbidden()
@@ -74,7 +87,9 @@ def find_masks(images: Sequence[Path], masks: MasksArgument | None) -> list[Path
         if not folder.is_dir():
             raise InputError(f"{folder}: there is no such folder of masks; check --masks")
         files = _files_by_name(folder)
-        return [_mask_of(path, files, folder) for path in images]
+        chosen = [_mask_of(path, files, folder) for path in images]
+        _refuse_shared(images, chosen)
+        return [*chosen]
     if len(masks) != len(images):
         raise InputError(f"{len(images)} photographs but {len(masks)} masks; give one mask for each, in the same order")
     return [Path(path) for path in masks]
