@@ -34,7 +34,8 @@ def triangulate_views(
     `canonical` and `alignment` have one entry a view, in the order of `views`; `matched` are pairs of them with their
     matches, `load_source(n)` is the photograph of view n (H, W, 3) uint8 and its mask (H, W) bool. Only registered
     views take part, and only matches on their masks. With poses and intrinsics given by the user and held by the
-    alignment this is plain triangulation: nothing moves the cameras. Without tracks or depths the reconstruction is
+    alignment this is plain triangulation: nothing moves the cameras. The depths of a view count where tracks tell their
+    scale, or its outline within the visual hull around the tracks. Without tracks or depths the reconstruction is
     empty, never wrong.
     """
     given, origin = make_rig(views, alignment), local_origin(alignment)

@@ -10,6 +10,7 @@ import numpy as np
 from sparse_ga.config import TriangulateConfig
 from sparse_ga.products import Alignment, CanonicalView, View
 from sparse_ga.triangulation.depth import (
+    FEWEST_SAMPLES,
     DepthSamples,
     DepthView,
     anchor_depth_map,
@@ -40,13 +41,17 @@ def dense_cloud(
     """The fused cloud of the registered views.
 
     Depth maps start from the anchors and are brought to the tracks. With them the masks are checked, before the visual
-    hull of the masks is used for the depth along the outlines and as a bound.
+    hull of the masks is used for the depth along the outlines and as a bound. Views with given poses are registered
+    also without matches, at a guessed depth, which counts only once the outlines tell its scale; without any tracks
+    there is no hull to tell it.
     """
     expect((_PASSES + len(SWEEPS)) * int(alignment.registered.sum()))
+    diameter = object_diameter(sparse.tracks.points)
     depths = anchor_views(views, canonical, alignment, sparse)
+    if diameter <= 0:
+        depths = [view.without_depth() for view in depths]
     check = inspect_masks(depths, sparse.rig, alignment.names, config)
     depths = bound_by_hull(depths, check, sparse)
-    diameter = object_diameter(sparse.tracks.points)
     if config.dense_method == "stereo" and diameter > 0:
         neighbours = depth_neighbours(depths, sparse.rig)
         images = [view.image for view in views]
@@ -75,7 +80,8 @@ def anchor_views(
 def bound_by_hull(depths: list[DepthView], check: MaskCheck, sparse: SparseResult) -> list[DepthView]:
     """Depth maps that meet the visual hull of the mended masks along the outlines and nowhere lie before it.
 
-    The views keep the masks of their photographs: where a mask was mended, the photograph may show a finger.
+    The views keep the masks of their photographs: where a mask was mended, the photograph may show a finger. Depths
+    whose scale neither tracks nor outlines tell are dropped.
     """
     diameter = object_diameter(sparse.tracks.points)
     if diameter <= 0:
@@ -87,9 +93,10 @@ def bound_by_hull(depths: list[DepthView], check: MaskCheck, sparse: SparseResul
         depth = np.where(check.depths[view.index], view.depth, 0).astype(np.float64)
         outline = check.depths[view.index] | (check.votes[view.index] & ~view.mask)  # a finger's is not the object's
         rim = rim_depths(rig, view.index, outline, hull, diameter)
-        depth = correct_depth(depth, DepthSamples.join([track_depths(rig, sparse.tracks, view.index), rim]))
-        depth = behind_hull(depth, rig, view.index, hull).astype(np.float32)
-        result.append(replace(view, depth=depth))
+        samples = DepthSamples.join([track_depths(rig, sparse.tracks, view.index), rim])
+        depth = behind_hull(correct_depth(depth, samples), rig, view.index, hull).astype(np.float32)
+        known = len(samples.depth) >= FEWEST_SAMPLES
+        result.append(replace(view, depth=depth) if known else view.without_depth())
         advance()
     return result
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -15,6 +15,8 @@ from sparse_ga.triangulation.silhouettes import Hull, hull_front
 from sparse_ga.triangulation.tracks import TriangulatedTracks
 from sparse_ga.triangulation.views import Rig
 
+FEWEST_SAMPLES = 3
+"""Fewer known depths do not tell the scale of a depth map."""
 _CELL_PX = 8
 _SLOPE = 0.004
 _ANCHOR = 1.0
@@ -46,6 +48,11 @@ class DepthView:
     def cam_from_world(self) -> Array:
         """(4, 4)."""
         return np.linalg.inv(self.world_from_cam)
+
+    def without_depth(self) -> DepthView:
+        """The same view, of which no depth is known."""
+        nothing = np.zeros_like(self.depth)
+        return replace(self, depth=nothing, confidence=nothing)
 
     def pixels(self) -> Array:
         """Centres (F, 2) float64 of the valid pixels, (x, y), in row order."""
@@ -128,7 +135,7 @@ def correct_depth(depth: Array, samples: DepthSamples) -> Array:
     column, row = np.rint(samples.xy).astype(np.int64).T
     inside = (column >= 0) & (row >= 0) & (column < depth.shape[1]) & (row < depth.shape[0])
     inside[inside] &= valid[row[inside], column[inside]]
-    if inside.sum() < 3:
+    if inside.sum() < FEWEST_SAMPLES:
         return depth
     row, column = row[inside], column[inside]
     ratio = np.log(samples.depth[inside] / depth[row, column])  # (K,)
