@@ -167,4 +167,4 @@ def _product(views: Sequence[View], depths: CanonicalDepths, solution: GraphSolu
 def _status(solution: GraphSolution) -> str:
     if not solution.registered.any():
         return "failed: no two views are tied together by enough consistent matches"
-    return status_of(solution.contradicted)
+    return status_of(solution.contradicted, solution.suspects)

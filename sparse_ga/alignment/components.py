@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sparse_ga.alignment.averaging import EdgeSet, average, best_tree_start, edge_residuals
+from sparse_ga.alignment.gauge import suspect_poses
 from sparse_ga.alignment.known_poses import KnownPoses, depth_of_centre, frame_from_given
 from sparse_ga.alignment.pair_geometry import PairEdge
 from sparse_ga.alignment.viewgraph import (
@@ -49,6 +50,7 @@ class GraphSolution:
     reasons: tuple[str, ...]  # (N,)
     dropped: tuple[str, ...]  # "name_i | name_j | why"
     contradicted: float
+    suspects: tuple[str, ...]  # views whose given pose most of their pairs contradict
 
     def because(self, views: Array, reason: str) -> GraphSolution:
         """The same with this reason for those of the `views` (N,) bool that are not registered."""
@@ -110,16 +112,23 @@ def solve_graph(
     texts = [*dropped, *(f"{names[pairs[e, 0]]} | {names[pairs[e, 1]]} | {why}" for e, why in lost)]
     world_from_view[~registered] = np.eye(4)
     reasons = _reasons(views, registered, label, cut, texts, known)
-    return GraphSolution(world_from_view, registered, reasons, tuple(texts), _contradicted(graph, registered, lost))
+    contradicted, suspects = _contradicted(graph, registered, lost, known.given & known.metric)
+    suspected = tuple(names[n] for n in np.flatnonzero(suspects))
+    return GraphSolution(world_from_view, registered, reasons, tuple(texts), contradicted, suspected)
 
 
-def _contradicted(graph: _Graph, registered: Array, lost: Sequence[tuple[int, str]]) -> float:
-    """Share by weight of the verified edges between registered views that are among the `lost`."""
+def _contradicted(
+    graph: _Graph, registered: Array, lost: Sequence[tuple[int, str]], held: Array
+) -> tuple[float, Array]:
+    """Share by weight of the verified edges between registered views that are among the `lost`, and which views (N,)
+    bool have a `held` (N,) pose that most of theirs contradict."""
     inside = registered[graph.edges.pairs].all(-1) & graph.verified
     gone = np.zeros(len(inside), bool)
     gone[[e for e, _ in lost]] = True
-    total = graph.edges.weights[inside].sum()
-    return float(graph.edges.weights[inside & gone].sum() / total) if total > 0 else 0.0
+    weights = graph.edges.weights[inside]
+    suspects = suspect_poses(graph.edges.pairs[inside], weights, gone[inside], held & registered)
+    total = weights.sum()
+    return float(graph.edges.weights[inside & gone].sum() / total) if total > 0 else 0.0, suspects
 
 
 def _judge(edges: Sequence[PairEdge], known: KnownPoses, config: Align3dConfig) -> _Graph:

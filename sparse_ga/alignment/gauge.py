@@ -10,6 +10,7 @@ import numpy as np
 from sparse_ga.products import Alignment, Array, View
 
 _CONTRADICTED = 0.2  # share of the verified pairs, by score, that may contradict the result without remark
+_MOST_NAMED = 3
 
 
 def fix_gauge(alignment: Alignment, views: Sequence[View]) -> Alignment:
@@ -51,9 +52,29 @@ def _rigid_inverse(pose: Array) -> Array:
     return result
 
 
-def status_of(contradicted: float) -> str:
-    """Status of an alignment that a share of its well matched pairs, by score, contradict."""
-    if contradicted > _CONTRADICTED:
-        share = f"{contradicted:.0%}"
-        return f"ok, in doubt: {share} of the well matched pairs contradict the cameras (sides that look alike?)"
-    return "ok"
+def status_of(contradicted: float, suspects: Sequence[str] = ()) -> str:
+    """Status of an alignment that a share of its well matched pairs, by score, contradict.
+
+    `suspects` are views whose given pose, held as it is, most of their own pairs contradict.
+    """
+    if contradicted <= _CONTRADICTED:
+        return "ok"
+    hint = "sides that look alike?"
+    if len(suspects) > _MOST_NAMED:
+        hint = "the given poses may be wrong"
+    elif suspects:
+        hint = f"the given pose of {' or '.join(suspects)} may be wrong"
+    return f"ok, in doubt: {contradicted:.0%} of the well matched pairs contradict the cameras ({hint})"
+
+
+def suspect_poses(pairs: Array, weights: Array, against: Array, held: Array) -> Array:
+    """Views (N,) bool with a `held` (N,) pose that most of their pairs (P, 2) contradict, by weight (P,).
+
+    Those with the largest share of pairs `against` (P,) bool: a single wrong pose also contradicts pairs of right ones.
+    Pairs that look alike leave every view more pairs that agree.
+    """
+    ends, weight = pairs.reshape(-1), np.repeat(weights, 2)
+    total = np.bincount(ends, weight, minlength=len(held))
+    share = np.bincount(ends, weight * np.repeat(against, 2), minlength=len(held)) / np.maximum(total, 1e-12)
+    worst = float(share[held].max(initial=0.0))
+    return held & (share > 0.5) & np.isclose(share, worst)

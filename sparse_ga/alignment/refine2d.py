@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sparse_ga.alignment.adam import adam_schedule
 from sparse_ga.alignment.components import GIVEN, JOINT, TRIPLETS
 from sparse_ga.alignment.evidence import PairEvidence, gather_evidence
-from sparse_ga.alignment.gauge import fix_gauge, status_of
+from sparse_ga.alignment.gauge import fix_gauge, status_of, suspect_poses
 from sparse_ga.alignment.inputs import Inputs
 from sparse_ga.alignment.intrinsics import camera_groups
 from sparse_ga.alignment.levenberg import Solution, minimise, rotation_sigma_deg
@@ -55,7 +55,7 @@ def refine_views(
     iteration, `status` starts with ok unless nothing could be refined.
     """
     inputs = Inputs(views, canonical, pairs, load_matches, config, alignment.intrinsics)
-    excluded = _dropped(alignment, pairs)
+    excluded, against = _dropped(alignment, pairs), _contradicting(alignment, pairs)
     refused = np.zeros(len(views), bool)
     current, history = alignment, [np.zeros(0)]
     expect(_ROUNDS)
@@ -67,7 +67,9 @@ def refine_views(
         if config.solver == "adam" or not current.status.startswith("ok"):
             break
         evidence = gather_evidence(current, canonical, pairs, load_matches, config.loss_px)
-        current, judged = _judge(inputs, current, evidence, excluded)
+        judged = _judged(evidence, excluded)
+        against = judged & (against | ~excluded)
+        current = _confirmed(inputs, current, evidence, _Verdicts(excluded, judged, against))
         refused |= solved.registered & ~current.registered
         same = (judged == excluded).all() and not (solved.registered & ~current.registered).any()
         if not remaining:
@@ -89,28 +91,45 @@ def _dropped(alignment: Alignment, pairs: Sequence[tuple[int, int]]) -> Array:
     return np.array([i == j or (names[i], names[j]) in left_out for i, j in pairs], bool)
 
 
+def _contradicting(alignment: Alignment, pairs: Sequence[tuple[int, int]]) -> Array:
+    """Which pairs (P,) bool the alignment left out although their own geometry is sound."""
+    parts = [text.split(" | ", 2) for text in alignment.dropped_pairs if text.endswith((TRIPLETS, JOINT, GIVEN))]
+    found = {(part[0], part[1]) for part in parts}
+    return np.array([(alignment.names[i], alignment.names[j]) in found for i, j in pairs], bool)
+
+
 def _rejected(load_matches: Callable[[int], VerifiedMatches], asked: Array) -> Array:
     """Which of the pairs `asked` (P,) bool the matching rejected: no evidence ever judges what those still hold."""
     return np.array([ask and load_matches(p).rejected is not None for p, ask in enumerate(asked.tolist())], bool)
 
 
-def _judge(inputs: Inputs, alignment: Alignment, evidence: PairEvidence, excluded: Array) -> tuple[Alignment, Array]:
-    """The alignment without views that no agreeing pair ties to the rest, and the pairs (P,) bool now left out."""
+def _judged(evidence: PairEvidence, excluded: Array) -> Array:
+    """Pairs (P,) bool left out from now on, of which `excluded` (P,) bool were before."""
     tested = evidence.share >= 0
-    judged = np.where(excluded, ~(tested & (evidence.share > _ADMIT)), tested & (evidence.share < _DISMISS))
+    return np.where(excluded, ~(tested & (evidence.share > _ADMIT)), tested & (evidence.share < _DISMISS))
+
+
+@dataclass(frozen=True, eq=False)
+class _Verdicts:
+    """What is thought of the pairs."""
+
+    before: Array  # (P,) bool, left out so far
+    now: Array  # (P,) bool, left out from now on
+    against: Array  # (P,) bool, of the latter those whose own geometry is sound: they contradict the others
+
+
+def _confirmed(inputs: Inputs, alignment: Alignment, evidence: PairEvidence, verdicts: _Verdicts) -> Alignment:
+    """The alignment without views that no agreeing pair ties to the rest."""
+    tested, judged, against = evidence.share >= 0, verdicts.now, verdicts.against
     names, pairs = alignment.names, inputs.pairs
-    settled = (judged != excluded) | (tested & ~judged)  # what was said of these pairs before holds no longer
+    settled = (judged != verdicts.before) | (tested & ~judged)  # what was said of these pairs before holds no longer
     outdated = [f"{names[i]} | {names[j]} | " for (i, j), gone in zip(pairs, settled) if gone]
     kept = [text for text in alignment.dropped_pairs if not text.startswith(tuple(outdated))]
     new = [
         f"{names[i]} | {names[j]} | {share:.0%} of its matches agree with the refined cameras"
-        for (i, j), now, before, share in zip(pairs, judged, excluded, evidence.share)
+        for (i, j), now, before, share in zip(pairs, judged, verdicts.before, evidence.share)
         if now and not before
     ]
-    contradicting = {tuple(text.split(" | ")[:2]) for text in kept if text.endswith((TRIPLETS, JOINT, GIVEN))}
-    against = judged & np.array(
-        [not before or (names[i], names[j]) in contradicting for (i, j), before in zip(pairs, excluded)], bool
-    )
     ends = np.array(pairs, np.int64).reshape(-1, 2)
     contested = np.zeros(len(names), bool)
     contested[ends[tested & against]] = True
@@ -124,9 +143,11 @@ def _judge(inputs: Inputs, alignment: Alignment, evidence: PairEvidence, exclude
     )
     inside = tested & registered[ends].all(-1)
     contradicted = evidence.score[inside & against].sum() / max(evidence.score[inside].sum(), 1e-12)
-    status = "; ".join([status_of(float(contradicted)), *alignment.status.split("; ")[1:]])
-    result = replace(alignment, registered=registered, reasons=reasons, dropped_pairs=(*kept, *new), status=status)
-    return result, judged
+    held = posed & registered & inputs.config.hold_given_poses
+    suspects = suspect_poses(ends[inside], evidence.score[inside], against[inside], held)
+    verdict = status_of(float(contradicted), [names[n] for n in np.flatnonzero(suspects)])
+    status = "; ".join([verdict, *alignment.status.split("; ")[1:]])
+    return replace(alignment, registered=registered, reasons=reasons, dropped_pairs=(*kept, *new), status=status)
 
 
 def _solve_once(inputs: Inputs, alignment: Alignment, excluded: Array) -> Alignment:
