@@ -314,6 +314,14 @@ class Alignment:
         check_finite(np.array(self.match_cost), "Alignment.match_cost")
 
     @property
+    def doubt(self) -> str:
+        """What a person should know of the status: "" where all is well."""
+        head, _, doubt = self.status.split("; ")[0].partition("ok, in doubt: ")
+        if head.startswith("ok") or not self.status:
+            return ""
+        return doubt or f"the refinement ended with: {self.status}"
+
+    @property
     def dropped_names(self) -> frozenset[tuple[str, str]]:
         """(name_i, name_j) of every dropped pair."""
         parts = (text.split(" | ", 2) for text in self.dropped_pairs)

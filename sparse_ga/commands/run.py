@@ -230,8 +230,8 @@ def _doubts(result: RunResult) -> list[str]:
     if alignment is None or reconstruction is None or not reconstruction.registered.any():
         return []
     told = list(reconstruction.report.notes)
-    if not alignment.status.startswith("ok"):
-        told.append(f"the refinement ended with: {alignment.status}")
+    if alignment.doubt:
+        told.append(alignment.doubt)
     if not len(reconstruction.track_points):
         told.append(
             "not a single match fits the cameras, so that they are unchecked and there are no points; where poses are "

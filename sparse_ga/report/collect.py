@@ -213,8 +213,8 @@ def _warnings(
     warnings = []
     if calibration is not None and (text := warning_of(calibration)):
         warnings.append(text)
-    if refined is not None and not refined.status.startswith("ok"):
-        warnings.append(f"the refinement ended with: {refined.status}")
+    if refined is not None and refined.doubt:
+        warnings.append(refined.doubt)
     lost = sum(one.matches is None for one in records)
     if lost:
         warnings.append(

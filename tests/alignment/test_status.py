@@ -81,3 +81,16 @@ def test_nobody_is_suspected_without_pairs_or_poses() -> None:
 )
 def test_the_status_names_the_likely_cause(share: float, suspects: list[str], wanted: str) -> None:
     assert status_of(share, suspects).endswith(wanted)
+
+
+@pytest.mark.parametrize(
+    ("status", "doubt"),
+    [
+        ("ok", ""),
+        ("ok; no progress", ""),
+        ("ok, in doubt: 33% contradict (why?); no progress", "33% contradict (why?)"),
+        ("failed: no matches", "the refinement ended with: failed: no matches"),
+    ],
+)
+def test_a_person_is_told_what_of_a_status_is_not_well(status: str, doubt: str) -> None:
+    assert replace(ring_case(3).align()[1], status=status).doubt == doubt
