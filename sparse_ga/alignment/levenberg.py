@@ -36,15 +36,17 @@ def apply_step(problem: Problem, state: State, equations: NormalEquations, step:
     """The state after a reduced step (D,) and the depth steps that go with it, shortened where they are too long."""
     layout = equations.layout
     pose = step[: 6 * layout.views].reshape(-1, 6)
-    camera = step[6 * layout.views : 6 * layout.views + layout.groups * layout.camera].reshape(layout.groups, -1)
+    focal = step[layout.focal(np.arange(layout.groups))]
     scale = step[-layout.views :]
-    largest = max(np.abs(pose).max(initial=0) / _MAX_TURN, np.abs(camera[:, 0]).max(initial=0) / _MAX_LOG, 1.0)
+    largest = max(np.abs(pose).max(initial=0) / _MAX_TURN, np.abs(focal).max(initial=0) / _MAX_LOG, 1.0)
     depth = depth_step(problem, equations, step / largest)
-    shift = camera[:, 1:] if layout.camera == 3 else np.zeros((layout.groups, 2))
+    shift = np.zeros_like(state.principal_shift_px)
+    if layout.centres:
+        shift = step[layout.principal(np.arange(layout.centres))]
     increments = State(
         state.rotation,
         state.translation,
-        camera[:, 0] / largest,
+        focal / largest,
         shift / largest,
         scale / largest,
         np.clip(depth, -_MAX_LOG, _MAX_LOG),

@@ -56,33 +56,37 @@ class Loss:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where parameters sit in the reduced system: poses (6 each), cameras (F each), log scales."""
+    """Where parameters sit in the reduced system: poses (6 each), log focal lengths, principal points, log scales."""
 
     views: int
     groups: int
-    camera: int  # F, parameters per camera
+    centres: int  # 0 where no principal point moves
 
     @property
     def size(self) -> int:
         """Number of reduced parameters."""
-        return 7 * self.views + self.groups * self.camera
+        return 7 * self.views + self.groups + 2 * self.centres
 
     def pose(self, view: Array) -> Array:
         """Columns (..., 6) of the poses of `view` (...)."""
         return np.asarray(view)[..., None] * 6 + np.arange(6)
 
-    def camera_columns(self, group: Array) -> Array:
-        """Columns (..., F) of the cameras of `group` (...)."""
-        return 6 * self.views + np.asarray(group)[..., None] * self.camera + np.arange(self.camera)
+    def focal(self, group: Array) -> Array:
+        """Columns (...) of the log focal lengths of `group` (...)."""
+        return 6 * self.views + np.asarray(group)
+
+    def principal(self, centre_group: Array) -> Array:
+        """Columns (..., 2) of the principal points of `centre_group` (...)."""
+        return 6 * self.views + self.groups + 2 * np.asarray(centre_group)[..., None] + np.arange(2)
 
     def scale(self, view: int) -> int:
         """Column of a view's log scale."""
-        return 6 * self.views + self.groups * self.camera + view
+        return 6 * self.views + self.groups + 2 * self.centres + view
 
     @property
     def widths(self) -> Array:
-        """Columns (2 views + groups,) of every pose, camera and log scale."""
-        return np.repeat([6, self.camera, 1], [self.views, self.groups, self.views])
+        """Columns (2 views + groups + centres,) of every pose, focal length, principal point and log scale."""
+        return np.repeat([6, 1, 2, 1], [self.views, self.groups, self.centres, self.views])
 
 
 @dataclass(frozen=True)
@@ -112,8 +116,17 @@ class NormalEquations:
 
 def layout_of(problem: Problem) -> Layout:
     """Parameter layout of a problem."""
-    camera = 3 if problem.moves_principal_point else 1
-    return Layout(problem.view_count, len(problem.focal_sigma), camera)
+    centres = len(problem.principal_sigma_px) if problem.moves_principal_point else 0
+    return Layout(problem.view_count, len(problem.focal_sigma), centres)
+
+
+def camera_columns(problem: Problem, view: Array) -> Array:
+    """Columns (..., F) of the cameras of `view` (...): log focal length, then the principal point if any moves."""
+    layout = layout_of(problem)
+    focal = layout.focal(problem.group[view])[..., None]
+    if not layout.centres:
+        return focal
+    return np.concatenate([focal, layout.principal(problem.centre_group[view])], -1)
 
 
 def free_columns(problem: Problem) -> Array:
@@ -121,9 +134,9 @@ def free_columns(problem: Problem) -> Array:
     layout = layout_of(problem)
     free = np.ones(layout.size, bool)
     free[layout.pose(np.flatnonzero(problem.pose_sigma == 0)).ravel()] = False
-    free[layout.camera_columns(np.arange(layout.groups))[problem.focal_sigma == 0, 0]] = False
-    if layout.camera == 3:
-        free[layout.camera_columns(np.arange(layout.groups))[problem.principal_sigma_px == 0, 1:].ravel()] = False
+    free[layout.focal(np.flatnonzero(problem.focal_sigma == 0))] = False
+    if layout.centres:
+        free[layout.principal(np.flatnonzero(problem.principal_sigma_px == 0)).ravel()] = False
     for n in np.flatnonzero(np.diff(problem.anchor_start) == 0):
         free[layout.scale(int(n))] = False
     return free
@@ -157,7 +170,9 @@ def _touched(problem: Problem, host: int) -> Array:
     obs, layout = problem.observations, layout_of(problem)
     views = np.append(obs.link_target[obs.host_start[host] : obs.host_start[host + 1]], host)
     groups = layout.views + problem.group[views]
-    return np.unique(np.concatenate([views, groups, [layout.views + layout.groups + host]]))
+    centres = layout.views + layout.groups + problem.centre_group[views[: len(views) if layout.centres else 0]]
+    scale = layout.views + layout.groups + layout.centres + host
+    return np.unique(np.concatenate([views, groups, centres, [scale]]))
 
 
 @dataclass(frozen=True)
@@ -285,21 +300,20 @@ def _to_global(problem: Problem, host: int, jacobian: HostJacobian) -> tuple[Arr
     """Columns (g,) of the reduced system that a host touches, and local-from-global (l, g)."""
     obs, layout = problem.observations, layout_of(problem)
     target = obs.link_target[obs.host_start[host] : obs.host_start[host + 1]]
-    groups = np.unique(np.concatenate([[problem.group[host]], problem.group[target]]))
-    views = np.unique(np.concatenate([[host], target]))
-    index = np.concatenate([layout.pose(views).ravel(), layout.camera_columns(groups).ravel(), [layout.scale(host)]])
-    f, block = layout.camera, 6 + layout.camera
+    views = np.unique(np.append(target, host))
+    cameras = camera_columns(problem, views)  # (v, F)
+    index = np.concatenate([layout.pose(views).ravel(), np.unique(cameras), [layout.scale(host)]])
+    f = cameras.shape[1]
+    block = 6 + f
     spread = np.zeros((len(target) * block + f + 1, len(index)))
-    view_at, group_at = np.searchsorted(views, target), np.searchsorted(groups, problem.group[target])
-    host_at = int(np.searchsorted(views, host))
+    camera_at = np.searchsorted(index, cameras)
+    view_at, host_at = np.searchsorted(views, target), int(np.searchsorted(views, host))
     for link in range(len(target)):
         row, column = link * block, 6 * view_at[link]
         spread[row : row + 6, column : column + 6] += np.eye(6)
         spread[row : row + 6, 6 * host_at : 6 * host_at + 6] -= jacobian.host_to_relative[link]
-        camera = 6 * len(views) + f * group_at[link]
-        spread[row + 6 : row + block, camera : camera + f] += np.eye(f)
-    own = 6 * len(views) + f * int(np.searchsorted(groups, problem.group[host]))
-    spread[len(target) * block : len(target) * block + f, own : own + f] += np.eye(f)
+        spread[row + 6 + np.arange(f), camera_at[view_at[link]]] += 1.0
+    spread[len(target) * block + np.arange(f), camera_at[host_at]] += 1.0
     spread[-1, -1] = 1.0
     return index, spread
 
@@ -322,13 +336,13 @@ def _priors(problem: Problem, state: State, centre: Array, layout: Layout) -> tu
     diagonal, gradient, cost = np.zeros(layout.size), np.zeros(layout.size), 0.0
     soft = np.flatnonzero(np.isfinite(problem.focal_sigma) & (problem.focal_sigma > 0))
     if len(soft):
-        column, inverse = layout.camera_columns(soft)[:, 0], problem.focal_sigma[soft] ** -2.0
+        column, inverse = layout.focal(soft), problem.focal_sigma[soft] ** -2.0
         diagonal[column] += inverse
         gradient[column] += inverse * state.log_focal[soft]
         cost += float((inverse * state.log_focal[soft] ** 2).sum())
     moved = np.flatnonzero(np.isfinite(problem.principal_sigma_px) & (problem.principal_sigma_px > 0))
     if len(moved):
-        column = layout.camera_columns(moved)[:, 1:]  # (k, 2)
+        column = layout.principal(moved)  # (k, 2)
         inverse = np.repeat(problem.principal_sigma_px[moved, None] ** -2.0, 2, 1)
         diagonal[column.ravel()] += inverse.ravel()
         gradient[column.ravel()] += (inverse * state.principal_shift_px[moved]).ravel()
@@ -386,8 +400,8 @@ def depth_step(problem: Problem, equations: NormalEquations, step: Array) -> Arr
     for host, back in enumerate(equations.back):
         target = obs.link_target[obs.host_start[host] : obs.host_start[host + 1]]
         relative = step[layout.pose(target)] - back.to_relative @ step[layout.pose(np.array(host))]  # (links, 6)
-        camera = step[layout.camera_columns(problem.group[target])]  # (links, F)
-        own = step[layout.camera_columns(problem.group[host])]  # (F,)
+        camera = step[camera_columns(problem, target)]  # (links, F)
+        own = step[camera_columns(problem, np.array(host))]  # (F,)
         motion = np.concatenate([relative, camera, np.tile(own, (len(target), 1))], 1)  # (links, 6 + 2F)
         pull = (back.coupling * motion[back.columns]).sum(1)
         pull = np.bincount(back.anchor, pull, minlength=len(back.hessian)).astype(float)  # int when there is none

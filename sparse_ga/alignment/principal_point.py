@@ -26,15 +26,18 @@ def free_principal_point(
     """A solution with moved principal points, and its problem; None, and the problem as it was, if nothing insists.
 
     `losses` are the one to solve with, of which `state` must be a minimum, and the one whose `sigma_px` the residuals
-    show. A camera group (of those whose focal length is free too) gets its principal
-    point refined under a prior of `sigma_px` (G,) when the matches determine it at least three times as well as the
-    prior, it moves by more than twelve standard deviations, and the cost falls by 0.3 % and by what 36 matches cost:
+    show. A camera (of those whose focal length is free too) gets its principal points refined under a prior of
+    `sigma_px` (C,) when the matches determine one at least three times as well as the prior, those so determined move
+    by more than twelve standard deviations, and the cost falls by 0.3 % and by what 36 matches cost:
     where most matches are exact, the standard deviations are tiny and the rest, at depth edges, looks significant.
+    The other orientations of that camera go along: a sensor that is off centre upright is so in turned photographs,
+    and a few of those could never show it alone. Which way they were turned is not known, so each has a point of its
+    own, which stays near the centre as far as its matches leave it to the prior.
     Cameras that are turned about their axes tell the principal point well. On an upright ring a shift along the axis
     is nearly a common rotation of all cameras.
     """
     loss, measured = losses
-    allowed = (problem.focal_sigma > 0) & (problem.principal_sigma_px == 0)
+    allowed = (problem.focal_sigma[problem.group_of_centre] > 0) & (problem.principal_sigma_px == 0)
     if not allowed.any():
         return None, problem
     moving = replace(problem, principal_sigma_px=np.where(allowed, sigma_px, problem.principal_sigma_px))
@@ -53,39 +56,46 @@ def free_principal_point(
 
 
 def _insists(problem: Problem, state: State, loss: Loss, sigma_px: Array, first_order: bool) -> Array:
-    """Whether each group's (G,) principal point is determined and significantly off; by one step if `first_order`."""
+    """Whether the camera of each principal point (C,) has determined ones that are significantly off.
+
+    By one step if `first_order`. All determined orientations of a camera count together.
+    """
     equations = linearise(problem, state, loss)
     free = free_columns(problem)
-    columns = equations.layout.camera_columns(np.arange(equations.layout.groups))[:, 1:]  # (G, 2)
+    columns = equations.layout.principal(np.arange(equations.layout.centres))  # (C, 2)
     step, covariance = _solve_columns(equations, free, columns)
-    shift = state.principal_shift_px + (step if first_order else 0.0)  # (G, 2)
+    shift = state.principal_shift_px + (step if first_order else 0.0)  # (C, 2)
     result = np.zeros(len(shift), bool)
-    for g in np.flatnonzero(free[columns].all(-1)):
-        spread = covariance[g]
-        if not np.isfinite(spread).all():
-            continue
-        distance = np.sqrt(shift[g] @ np.linalg.solve(spread + 1e-12 * np.eye(2), shift[g]))
-        known = np.sqrt(np.linalg.eigvalsh(spread)[-1]) < _DETERMINED * sigma_px[g]
-        result[g] = known and distance > _SIGNIFICANT
+    for group in np.unique(problem.group_of_centre):
+        members = np.flatnonzero((problem.group_of_centre == group) & free[columns].all(-1))
+        known = [c for c in members.tolist() if _largest_sigma(covariance[c, :, c]) < _DETERMINED * sigma_px[c]]
+        if known:
+            spread = covariance[np.array(known)][:, :, np.array(known)].reshape(2 * len(known), -1)
+            moved = shift[known].ravel()
+            result[members] = moved @ np.linalg.solve(spread + 1e-12 * np.eye(len(moved)), moved) > _SIGNIFICANT**2
     return result
 
 
+def _largest_sigma(covariance: Array) -> float:
+    """Standard deviation along the least certain direction of a covariance (2, 2); inf if it is not finite."""
+    return float(np.sqrt(np.linalg.eigvalsh(covariance)[-1])) if np.isfinite(covariance).all() else np.inf
+
+
 def _solve_columns(equations: NormalEquations, free: Array, columns: Array) -> tuple[Array, Array]:
-    """Gauss-Newton step (G, 2) and inverse Hessian (G, 2, 2) of the columns (G, 2) of a reduced system."""
-    position = np.cumsum(free) - 1
-    size = int(free.sum())
-    wanted = free[columns].all(-1)
-    unit = np.zeros((size, 2 * len(columns)))
-    for g in np.flatnonzero(wanted):
-        unit[position[columns[g]], [2 * g, 2 * g + 1]] = 1.0
+    """Gauss-Newton step (C, 2) and inverse Hessian (C, 2, C, 2) of the columns (C, 2) of a reduced system."""
+    count = len(columns)
+    step, covariance = np.zeros((count, 2)), np.zeros((count, 2, count, 2))
+    wanted = np.flatnonzero(free[columns].all(-1))
+    position = (np.cumsum(free) - 1)[columns[wanted]].ravel()
+    unit = np.zeros((int(free.sum()), len(position)))
+    unit[position, np.arange(len(position))] = 1.0
     solved = _inverse_columns(equations.hessian, free, unit)
     if solved is None:
-        return np.zeros((len(columns), 2)), np.full((len(columns), 2, 2), np.inf)
-    step, covariance = np.zeros((len(columns), 2)), np.zeros((len(columns), 2, 2))
-    for g in np.flatnonzero(wanted):
-        pair = solved[:, [2 * g, 2 * g + 1]]
-        step[g] = -pair.T @ equations.gradient[free]
-        covariance[g] = pair[position[columns[g]]]
+        return step, np.full_like(covariance, np.inf)
+    step[wanted] = -(solved.T @ equations.gradient[free]).reshape(-1, 2)
+    inverse = solved[position].reshape(len(wanted), 2, len(wanted), 2)
+    both = np.arange(2)
+    covariance[np.ix_(wanted, both, wanted, both)] = (inverse + inverse.transpose(2, 3, 0, 1)) / 2
     return step, covariance
 
 

@@ -8,7 +8,7 @@ sorted by host view, then by target view; a run with one host and one target is 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -44,7 +44,7 @@ class State:
     rotation: Array  # (n, 3, 3) cam from world
     translation: Array  # (n, 3)
     log_focal: Array  # (G,)
-    principal_shift_px: Array  # (G, 2)
+    principal_shift_px: Array  # (C, 2)
     log_scale: Array  # (n,) world units per canonical unit
     log_depth: Array  # (A,)
 
@@ -55,18 +55,20 @@ class Problem:
 
     `pose_prior` holds poses (n, 4, 4) cam from world where `pose_sigma` (n,) is finite: 0 holds a pose, a positive
     value is the standard deviation in rad of its rotation and of its position as seen from the object.
-    `focal_sigma` (G,) likewise for log_focal: 0 holds, inf leaves free; `principal_sigma_px` (G,) for both coordinates
-    of the principal point's shift.
+    `focal_sigma` (G,) likewise for log_focal: 0 holds, inf leaves free; `principal_sigma_px` (C,) for both coordinates
+    of the principal point's shift. Views of one `group` share a focal length, those of one `centre_group`, which is
+    part of a group, the principal point as well: upright and turned photographs of one camera do not.
     """
 
     observations: Observations
     intrinsics: Array  # (n, 3, 3) working px, where log_focal is 0
-    group: Array  # (n,) int64, camera group
+    group: Array  # (n,) int64, 0..G-1
+    centre_group: Array  # (n,) int64, 0..C-1
     anchor_start: Array  # (n + 1,) int64
     canonical_log_depth: Array  # (A,)
     depth_weight: Array  # (A,) inverse variance of log_depth - log_scale - canonical_log_depth
     focal_sigma: Array  # (G,)
-    principal_sigma_px: Array  # (G,)
+    principal_sigma_px: Array  # (C,)
     pose_prior: Array  # (n, 4, 4)
     pose_sigma: Array  # (n,)
 
@@ -79,6 +81,12 @@ class Problem:
     def moves_principal_point(self) -> bool:
         """Whether any camera's principal point may move."""
         return bool((self.principal_sigma_px > 0).any())
+
+    @property
+    def group_of_centre(self) -> Array:
+        """The group (C,) of every centre group."""
+        group: Array = self.group[np.unique(self.centre_group, return_index=True)[1]]
+        return group
 
     @property
     def anchor_view(self) -> Array:
@@ -148,16 +156,6 @@ def _concatenate(parts: list[tuple[int, int, int, tuple[Array, ...]]], count: in
         link_start=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         host_start=np.searchsorted(host, np.arange(count + 1)),
     )
-
-
-def regrouped(problem: Problem, state: State, group: Array) -> tuple[Problem, State]:
-    """The same problem and state with the camera groups (n,) `group`, none of which spans two of the present ones."""
-    old = problem.group[np.unique(group, return_index=True)[1]]  # (G,) present group of every new one
-    assert (old[group] == problem.group).all()
-    divided = replace(
-        problem, group=group, focal_sigma=problem.focal_sigma[old], principal_sigma_px=problem.principal_sigma_px[old]
-    )
-    return divided, replace(state, log_focal=state.log_focal[old], principal_shift_px=state.principal_shift_px[old])
 
 
 def centres(problem: Problem, state: State) -> Array:

@@ -16,7 +16,7 @@ from sparse_ga.alignment.intrinsics import camera_groups
 from sparse_ga.alignment.levenberg import Solution, minimise, rotation_sigma_deg
 from sparse_ga.alignment.normal_equations import Loss, free_columns, linearise
 from sparse_ga.alignment.principal_point import free_principal_point
-from sparse_ga.alignment.problem import Observations, Problem, State, build_observations, regrouped
+from sparse_ga.alignment.problem import Observations, Problem, State, build_observations
 from sparse_ga.alignment.resection import resect_views
 from sparse_ga.alignment.residuals import current_intrinsics, residual_lengths
 from sparse_ga.alignment.robust import robust_scale
@@ -165,8 +165,8 @@ def _solve_once(inputs: Inputs, alignment: Alignment, excluded: Array) -> Alignm
         return replace(alignment, status=status)
     problem, start = _set_up(inputs, alignment, chosen, observations)
     views = [inputs.views[n] for n in chosen.tolist()]
-    apart = camera_groups(inputs.views, turned_apart=True).among(chosen).of_view
-    solution, problem = _solve(problem, start, inputs.config, apart, _principal_sigma(views, apart, inputs.config))
+    sigma_px = _principal_sigma(views, problem.centre_group, inputs.config)
+    solution, problem = _solve(problem, start, inputs.config, sigma_px)
     result = _result(alignment, chosen, problem, solution, inputs.config)
     return replace(result, intrinsics=_shared_with_others(inputs.views, alignment, result))
 
@@ -193,28 +193,32 @@ def _set_up(inputs: Inputs, alignment: Alignment, chosen: Array, observations: O
     """The problem of the views `chosen` (n,), and where to start.
 
     Priors are about what was given or first estimated, whatever earlier rounds have made of it: else every round would
-    let the cameras go as far from it again. A principal point that an earlier round has freed stays free.
+    let the cameras go as far from it again. Principal points of a camera that an earlier round has freed stay free.
     """
     views, config = [inputs.views[n] for n in chosen.tolist()], inputs.config
     first, now = inputs.intrinsics[chosen], alignment.intrinsics[chosen]
     shift = now[:, :2, 2] - first[:, :2, 2]  # (n, 2)
-    free = config.principal_point == "free"
-    groups = camera_groups(inputs.views, turned_apart=free or bool(shift.any())).among(chosen)
+    groups = camera_groups(inputs.views).among(chosen)
+    apart = camera_groups(inputs.views, turned_apart=True).among(chosen)
     canon = [np.log(inputs.canonical[n].anchor_depth.astype(float)) for n in chosen.tolist()]
     start = [alignment.anchor_depth[alignment.anchor_start[n] : alignment.anchor_start[n + 1]] for n in chosen]
     anchor_start = np.concatenate([[0], np.cumsum([len(c) for c in canon])]).astype(np.int64)
     cam_from_world = inverse(alignment.world_from_cam[chosen])
     focal_sigma = _focal_sigma(groups.source, config)
-    free_centre = (focal_sigma > 0) & (free | groups.median(shift).any(-1))
+    moved = np.array([shift[groups.of_view == g].any() for g in range(len(groups))], bool)
+    free = (focal_sigma > 0) & (moved | (config.principal_point == "free"))  # (G,)
     problem = Problem(
         observations=observations,
         intrinsics=first,
         group=groups.of_view,
+        centre_group=apart.of_view,
         anchor_start=anchor_start,
         canonical_log_depth=np.concatenate(canon),
         depth_weight=np.full(anchor_start[-1], _DEPTH_SIGMA**-2.0),
         focal_sigma=focal_sigma,
-        principal_sigma_px=np.where(free_centre, _principal_sigma(views, groups.of_view, config), 0.0),
+        principal_sigma_px=np.where(
+            apart.median(free[groups.of_view]) > 0, _principal_sigma(views, apart.of_view, config), 0.0
+        ),
         pose_prior=_given_poses(views, cam_from_world),
         pose_sigma=_pose_sigma(views, alignment.metric_frame, config),
     )
@@ -223,7 +227,7 @@ def _set_up(inputs: Inputs, alignment: Alignment, chosen: Array, observations: O
         cam_from_world[:, :3, :3],
         cam_from_world[:, :3, 3],
         groups.median(np.log(now[:, 0, 0] / first[:, 0, 0])),
-        groups.median(shift),
+        apart.median(shift),
         np.array(scale),
         np.log(np.concatenate(start)),
     )
@@ -247,7 +251,7 @@ def _held_focal(views: Sequence[View], config: Refine2dConfig) -> Array:
 
 
 def _principal_sigma(views: Sequence[View], group: Array, config: Refine2dConfig) -> Array:
-    """Standard deviation (G,) px of each group's principal point, where it is not held."""
+    """Standard deviation (C,) px of the principal point of each of the groups (n,), where it is not held."""
     side = np.array([max(view.width, view.height) for view in views], float)
     return np.array([side[group == g].max() for g in range(group.max() + 1)]) * config.principal_point_percent / 100
 
@@ -271,13 +275,8 @@ def _pose_sigma(views: Sequence[View], metric_frame: bool, config: Refine2dConfi
     return np.where(given & metric_frame, sigma, np.inf)
 
 
-def _solve(
-    problem: Problem, start: State, config: Refine2dConfig, apart: Array, sigma_px: Array
-) -> tuple[Solution, Problem]:
-    """Robust loss from coarse to fine; then the principal points, if the matches insist.
-
-    `apart` (n,) are the groups that may have a principal point each, with `sigma_px` (G,) as prior.
-    """
+def _solve(problem: Problem, start: State, config: Refine2dConfig, sigma_px: Array) -> tuple[Solution, Problem]:
+    """Robust loss from coarse to fine; then principal points, under a prior of `sigma_px` (C,), if matches insist."""
     if config.solver == "adam":
         return adam_schedule(problem, start), problem
     state, history = start, [np.zeros(0)]
@@ -295,7 +294,7 @@ def _solve(
     final = minimise(problem, final.state, loss, config.max_iterations)
     history.append(final.history)
     if config.principal_point == "auto":
-        freed, moved = free_principal_point(*regrouped(problem, final.state, apart), (loss, measured), sigma_px)
+        freed, moved = free_principal_point(problem, final.state, (loss, measured), sigma_px)
         if freed is not None:
             final, problem = freed, moved
             history.append(freed.history)

@@ -49,7 +49,7 @@ def current_intrinsics(problem: Problem, state: State) -> Array:
     factor = np.exp(state.log_focal)[problem.group]
     result[:, 0, 0] *= factor
     result[:, 1, 1] *= factor
-    result[:, :2, 2] += state.principal_shift_px[problem.group]
+    result[:, :2, 2] += state.principal_shift_px[problem.centre_group]
     return result
 
 

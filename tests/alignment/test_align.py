@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -676,12 +677,15 @@ def test_exact_matches_with_a_few_that_are_not_do_not_move_the_principal_point()
     assert rotation_errors(refined, case.scene).max() < 0.1
 
 
-def turned_case(offset: tuple[float, float] = (0.0, 0.0), match_px: float = 0.7) -> Case:
-    """A ring of one camera, turned by 90 degrees more for every photograph; principal points off in the photographs."""
-    poses, depths = ring(8), []
-    turn = np.stack([np.zeros(8), np.zeros(8), np.arange(8) % 4 * np.pi / 2], -1)
-    poses = poses @ transforms.make(transforms.exp_so3(turn), np.zeros((8, 3)))
-    sizes = [SIZE if n % 2 == 0 else SIZE[::-1] for n in range(8)]
+def turned_case(
+    offset: tuple[float, float] = (0.0, 0.0), match_px: float = 0.7, quarters: Sequence[int] = (0, 1, 2, 3, 0, 1, 2, 3)
+) -> Case:
+    """A ring of one camera, turned by `quarters` of a turn; principal points off in the photographs."""
+    count = len(quarters)
+    poses, depths = ring(count), []
+    turn = np.array(quarters)[:, None] * np.array([0, 0, np.pi / 2])
+    poses = poses @ transforms.make(transforms.exp_so3(turn), np.zeros((count, 3)))
+    sizes = [SIZE if quarter % 2 == 0 else SIZE[::-1] for quarter in quarters]
     intrinsics = np.concatenate([same_intrinsics(1, size=size) for size in sizes])
     intrinsics[:, :2, 2] += np.array(offset)
     for pose, k, size in zip(poses, intrinsics, sizes):
@@ -695,7 +699,7 @@ def turned_case(offset: tuple[float, float] = (0.0, 0.0), match_px: float = 0.7)
         background_depth=tuple(one.background_depth[0] for one in depths),
         cameras=replace(whole.cameras, sizes=tuple(sizes)),
     )
-    return make_case(scene, complete(8), replace(MILD, match_px=match_px), spacing=4 if match_px < 0.5 else 6)
+    return make_case(scene, complete(count), replace(MILD, match_px=match_px), spacing=4 if match_px < 0.5 else 6)
 
 
 @pytest.mark.slow
@@ -720,6 +724,16 @@ def test_upright_and_turned_photographs_of_a_camera_share_its_focal_length() -> 
 def test_upright_and_turned_photographs_have_their_own_principal_points(mode: str) -> None:
     case = turned_case((7.0, -4.0), 0.3)
     refined = case.refine(Refine2dConfig(principal_point=mode))
+    np.testing.assert_allclose(refined.intrinsics[:, :2, 2], case.scene.intrinsics[:, :2, 2], atol=2.0)
+    assert rotation_errors(refined, case.scene).max() < 0.6
+
+
+def test_a_single_turned_photograph_shares_the_focal_length_and_gets_a_principal_point_of_its_own() -> None:
+    """Its own matches could never show that the camera is off centre: it goes along with the others."""
+    case = turned_case((9.0, -7.0), quarters=(0, 2, 0, 2, 1, 2, 0, 2, 0, 2))
+    refined = case.refine()
+    assert refined.registered.all()
+    np.testing.assert_array_equal(refined.intrinsics[:, 0, 0], refined.intrinsics[0, 0, 0])
     np.testing.assert_allclose(refined.intrinsics[:, :2, 2], case.scene.intrinsics[:, :2, 2], atol=2.0)
     assert rotation_errors(refined, case.scene).max() < 0.6
 

@@ -63,6 +63,7 @@ def band_problem(count: int, reach: int, groups: int = 1) -> tuple[Problem, Stat
         observations=observations,
         intrinsics=intrinsics,
         group=np.arange(count) % groups,
+        centre_group=np.arange(count) % groups,
         anchor_start=np.arange(count + 1) * anchors,
         canonical_log_depth=np.zeros(count * anchors),
         depth_weight=np.full(count * anchors, 100.0),

@@ -12,6 +12,7 @@ import sparse_ga.alignment.normal_equations as equations_module
 import sparse_ga.alignment.refine2d as refine2d_module
 from sparse_ga.alignment.normal_equations import (
     Loss,
+    camera_columns,
     depth_step,
     free_columns,
     layout_of,
@@ -26,9 +27,10 @@ from sparse_ga.geometry.transforms import inverse
 from sparse_ga.products import Array
 
 
-def small_problem(groups: int = 1, principal: float = 0.0) -> tuple[Problem, State]:
+def small_problem(groups: int = 1, principal: float = 0.0, centre_group: Array | None = None) -> tuple[Problem, State]:
     """Four noisy views with few matches, at the true poses moved a little."""
     case = ring_case(4, MILD)
+    centres = groups if centre_group is None else int(centre_group.max()) + 1
     canonical, alignment = case.align()
     observations = build_observations(case.pairs, canonical, case.matches.__getitem__, 15)
     start = np.concatenate([[0], np.cumsum([len(view.anchor_xy) for view in canonical])])
@@ -37,11 +39,12 @@ def small_problem(groups: int = 1, principal: float = 0.0) -> tuple[Problem, Sta
         observations=observations,
         intrinsics=alignment.intrinsics,
         group=np.arange(4) % groups,
+        centre_group=np.arange(4) % groups if centre_group is None else centre_group,
         anchor_start=start,
         canonical_log_depth=np.log(np.concatenate([view.anchor_depth.astype(float) for view in canonical])),
         depth_weight=np.full(start[-1], 100.0),
         focal_sigma=np.full(groups, 0.1),
-        principal_sigma_px=np.full(groups, principal),
+        principal_sigma_px=np.full(centres, principal),
         pose_prior=cam_from_world,
         pose_sigma=np.full(4, np.inf),
     )
@@ -50,7 +53,7 @@ def small_problem(groups: int = 1, principal: float = 0.0) -> tuple[Problem, Sta
         cam_from_world[:, :3, :3],
         cam_from_world[:, :3, 3] + 0.01 * rng.normal(size=(4, 3)),
         0.02 * rng.normal(size=groups),
-        np.full((groups, 2), 0.5 * (principal > 0)),
+        np.full((centres, 2), 0.5 * (principal > 0)),
         np.zeros(4),
         np.log(alignment.anchor_depth) + 0.01 * rng.normal(size=start[-1]),
     )
@@ -62,10 +65,11 @@ def moved(problem: Problem, state: State, centre: Array, column: int, size: floa
     layout = layout_of(problem)
     step = np.zeros(layout.size)
     step[column] = size
-    camera = step[6 * layout.views : 6 * layout.views + layout.groups * layout.camera].reshape(layout.groups, -1)
-    shift = camera[:, 1:] if layout.camera == 3 else np.zeros((layout.groups, 2))
+    focal = step[layout.focal(np.arange(layout.groups))]
+    shift = np.zeros_like(state.principal_shift_px)
+    shift[: layout.centres] = step[layout.principal(np.arange(layout.centres))]
     nothing = np.zeros_like(state.log_depth)
-    others = State(state.rotation, state.translation, camera[:, 0], shift, step[-layout.views :], nothing)
+    others = State(state.rotation, state.translation, focal, shift, step[-layout.views :], nothing)
     return retract(state, step[: 6 * layout.views].reshape(-1, 6), others, centre)
 
 
@@ -91,9 +95,9 @@ def test_jacobians_agree_with_finite_differences(groups: int, principal: float) 
                     to_relative = jacobian.host_to_relative[geometry.link][:, :, k]
                     expected -= np.einsum("mrc,mc->mr", jacobian.relative, to_relative)
             else:
-                group, k = divmod(column - 6 * layout.views, layout.camera)
-                expected += jacobian.camera_target[:, :, k] * (problem.group[target] == group)[:, None]
-                expected += jacobian.camera_host[:, :, k] * float(problem.group[host] == group)
+                is_target, is_host = (camera_columns(problem, view) == column for view in (target, np.array(host)))
+                expected += (jacobian.camera_target * is_target[:, None, :]).sum(-1)
+                expected += (jacobian.camera_host * is_host).sum(-1)
             np.testing.assert_allclose(expected, slope, rtol=1e-5, atol=2e-5)
         rows = np.arange(len(geometry.link))
         plus, minus = (
@@ -130,8 +134,10 @@ def test_gradient_is_that_of_the_robust_cost(groups: int, principal: float) -> N
         )
 
 
-def test_schur_complement_solves_the_full_system() -> None:
-    problem, state = small_problem(2, 3.0)
+@pytest.mark.parametrize("centre_group", [None, np.array([0, 1, 0, 2]), np.array([2, 3, 0, 1])])
+def test_schur_complement_solves_the_full_system(centre_group: Array | None) -> None:
+    """With principal points of whole cameras, and of the orientations of a camera."""
+    problem, state = small_problem(2, 3.0, centre_group)
     loss, layout = Loss(5.0), layout_of(problem)
     equations = linearise(problem, state, loss)
     full, gradient = dense_system(problem, state, loss)
@@ -209,8 +215,8 @@ def dense_system(problem: Problem, state: State, loss: Loss) -> tuple[Array, Arr
             target = obs.link_target[obs.host_start[host] + link]
             row[:, layout.pose(target)] += jacobian.relative[m]
             row[:, layout.pose(np.array(host))] -= jacobian.relative[m] @ jacobian.host_to_relative[link]
-            row[:, layout.camera_columns(problem.group[target])] += jacobian.camera_target[m]
-            row[:, layout.camera_columns(problem.group[host])] += jacobian.camera_host[m]
+            row[:, camera_columns(problem, target)] += jacobian.camera_target[m]
+            row[:, camera_columns(problem, np.array(host))] += jacobian.camera_host[m]
             row[:, layout.size + obs.anchor[first + m]] += jacobian.depth[m]
             weight = loss.reprojection(geometry.residual[m : m + 1], obs.weight[first + m : first + m + 1])[0][0]
             rows += list(np.sqrt(weight) * row)
@@ -223,12 +229,13 @@ def dense_system(problem: Problem, state: State, loss: Loss) -> tuple[Array, Arr
         rows.append(np.sqrt(weight[a]) * row)
         residuals.append(np.sqrt(weight[a]) * error[a])
     hessian, gradient = np.array(rows).T @ np.array(rows), np.array(rows).T @ np.array(residuals)
-    for g in range(layout.groups):
-        columns = layout.camera_columns(np.array(g))
-        value = np.array([state.log_focal[g], *state.principal_shift_px[g]])
-        inverse_variance = np.array([problem.focal_sigma[g] ** -2.0] + [problem.principal_sigma_px[g] ** -2.0] * 2)
-        hessian[columns, columns] += inverse_variance
-        gradient[columns] += inverse_variance * value
+    for g, sigma in enumerate(problem.focal_sigma):
+        hessian[layout.focal(g), layout.focal(g)] += sigma**-2.0
+        gradient[layout.focal(g)] += sigma**-2.0 * state.log_focal[g]
+    for c, sigma in enumerate(problem.principal_sigma_px):
+        columns = layout.principal(c)
+        hessian[columns, columns] += sigma**-2.0
+        gradient[columns] += sigma**-2.0 * state.principal_shift_px[c]
     return hessian, gradient
 
 
@@ -256,8 +263,8 @@ def test_held_parameters_do_not_move() -> None:
     assert step is not None
     np.testing.assert_array_equal(step[layout.pose(np.array([0, 3]))], 0)
     assert (step[layout.pose(np.array([1, 2]))] != 0).all()
-    cameras = step[layout.camera_columns(np.array([0, 1]))]
-    np.testing.assert_array_equal(cameras != 0, [[False, True, True], [True, False, False]])
+    np.testing.assert_array_equal(step[layout.focal(np.array([0, 1]))] != 0, [False, True])
+    np.testing.assert_array_equal(step[layout.principal(np.array([0, 1]))] != 0, [[True, True], [False, False]])
 
 
 def test_points_behind_a_camera_have_a_constant_large_residual() -> None:
