@@ -2,14 +2,15 @@
 
 300 steps on 3D distances of matched points over one similarity per view, then 300 steps on reprojections over poses,
 focal lengths and anchor depths; losses x^1.5 and x^0.5, Adam with a cosine schedule, poses relative to their parent in
-a view tree. Every step is vectorised over all matches of all pairs.
+a view tree. Every step is vectorised over all matches of all pairs. Given poses that are a prior, which the paper does
+not have, pull as they do at the other solver's cost: their squares weigh against a match whose error is its standard
+deviation as they do there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import roma
@@ -18,13 +19,14 @@ from torch import Tensor
 
 from sparse_ga.alignment.known_poses import in_different_places
 from sparse_ga.alignment.levenberg import Solution
-from sparse_ga.alignment.problem import Problem, State
+from sparse_ga.alignment.problem import Problem, State, centres
 from sparse_ga.alignment.viewgraph import spanning_tree, tree_order
 from sparse_ga.geometry.transforms import inverse
 
 STEPS = 300
 _RATES = (0.07, 0.014)
 _POWERS = (1.5, 0.5)
+_SIGMA_PX = 1.0  # of a match
 _SMOOTH = 1e-3  # keeps the gradient of x^0.5 finite: relative to the scene in 3D, px in 2D
 
 
@@ -32,12 +34,32 @@ _SMOOTH = 1e-3  # keeps the gradient of x^0.5 finite: relative to the scene in 3
 class _Chain:
     """A view tree by levels: views whose parents are all on the level before. Held views are nobody's children.
 
-    `metric` says whether held views fix the unit: two in different places do.
+    `metric` says whether given poses fix the unit: two in different places do.
     """
 
     order: tuple[tuple[Tensor, Tensor], ...]  # (children, parents) of each level
     held: Tensor  # (n,) bool
     metric: bool
+
+
+@dataclass(frozen=True)
+class _PosePrior:
+    """Given poses of k views that are not held, cam from world, in the scene's unit."""
+
+    view: Tensor  # (k,)
+    rotation: Tensor  # (k, 3, 3)
+    translation: Tensor  # (k, 3)
+    depth: Tensor  # (k,) of the object in the view
+    inverse_variance: Tensor  # (k,)
+
+    def cost(self, rotation: Tensor, translation: Tensor) -> Tensor:
+        """Squared errors of all poses (n, ...) over their variances, as `pose_prior_error` has them."""
+        turn = rotation[self.view] @ self.rotation.transpose(-1, -2)
+        centre = torch.nn.functional.pad(self.depth[:, None], (2, 0))  # (k, 3)
+        start = (turn @ (self.translation - centre)[..., None])[..., 0] + centre
+        shift = (translation[self.view] - start) / self.depth[:, None]
+        squares = (roma.rotmat_to_rotvec(turn) ** 2).sum(-1) + (shift**2).sum(-1)
+        return (self.inverse_variance * squares).sum()
 
 
 @dataclass
@@ -65,15 +87,20 @@ class _Matches:
     partner: Tensor  # (M,)
 
 
+_MatchLoss = Callable[[Problem, _Variables, _Chain, _Matches, float], Tensor]
+
+
 def adam_schedule(problem: Problem, start: State, steps: int = STEPS) -> Solution:
-    """Both phases from `start`, `steps` each; poses, focal lengths and principal points that are held stay put.
+    """Both phases from `start`, `steps` each; poses, focal lengths and principal points that are held stay put, and
+    given poses that are a prior pull.
 
     Rates are for a scene at unit distance, so that is what it is scaled to meanwhile: given poses have a unit of their
     own.
     """
     matches, chain = _tensors(problem), _make_chain(problem)
     log_unit = float(np.median(start.log_depth))
-    variables = _initial(_rescaled(start, -log_unit), chain)
+    scaled = _rescaled(start, -log_unit)
+    variables, prior = _initial(scaled, chain), _pose_prior(problem, scaled, log_unit)
     history: list[float] = []
     for phase, (rate, power) in enumerate(zip(_RATES, _POWERS)):
         moved = [variables.quaternion, variables.translation]
@@ -82,8 +109,14 @@ def adam_schedule(problem: Problem, start: State, steps: int = STEPS) -> Solutio
             scale = variables.log_scale.detach()[torch.from_numpy(problem.anchor_view)]
             variables.log_depth = torch.from_numpy(problem.canonical_log_depth) + scale
             moved[2] = variables.log_depth
-        loss = _loss_3d if phase == 0 else _loss_2d
-        _descend(moved, partial(loss, problem, variables, chain, matches, power), rate, steps, history)
+        match_loss = _loss_3d if phase == 0 else _loss_2d
+        pull = power * _match_sigma(problem, phase) ** power / (2 * float(matches.weight.sum()))
+
+        def loss(match_loss: _MatchLoss = match_loss, power: float = power, pull: float = pull) -> Tensor:
+            value = match_loss(problem, variables, chain, matches, power)
+            return value + pull * prior.cost(*_poses(variables, chain)) if len(prior.view) else value
+
+        _descend(moved, loss, rate, steps, history)
     rotation, translation = _poses(variables, chain)
     state = State(
         rotation.detach().numpy(),
@@ -94,6 +127,26 @@ def adam_schedule(problem: Problem, start: State, steps: int = STEPS) -> Solutio
         variables.log_depth.detach().numpy(),
     )
     return Solution(_rescaled(state, log_unit), "converged", np.array(history))
+
+
+def _match_sigma(problem: Problem, phase: int) -> float:
+    """Standard deviation of a match: of its distance in 3D in a scene of unit size, or of its reprojection in px."""
+    weight = problem.depth_weight[problem.depth_weight > 0]
+    return _SIGMA_PX if phase or not len(weight) else float(np.median(weight) ** -0.5)
+
+
+def _pose_prior(problem: Problem, scaled: State, log_unit: float) -> _PosePrior:
+    """The given poses that are not held, in the unit of the state that is `scaled` by it."""
+    view = np.flatnonzero(np.isfinite(problem.pose_sigma) & (problem.pose_sigma > 0))
+    pose = problem.pose_prior[view]
+    arrays = (
+        view,
+        pose[:, :3, :3],
+        pose[:, :3, 3] * np.exp(-log_unit),
+        centres(problem, scaled)[view, 2],
+        problem.pose_sigma[view] ** -2.0,
+    )
+    return _PosePrior(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
 
 
 def _rescaled(state: State, log_factor: float) -> State:
@@ -162,7 +215,8 @@ def _make_chain(problem: Problem) -> _Chain:
             levels.append([])
         levels[level[child] - 1].append((child, parent))
     order = tuple((torch.tensor([c for c, _ in part]), torch.tensor([p for _, p in part])) for part in levels)
-    return _Chain(order, torch.from_numpy(held), in_different_places(inverse(problem.pose_prior[held])))
+    given = np.isfinite(problem.pose_sigma)
+    return _Chain(order, torch.from_numpy(held), in_different_places(inverse(problem.pose_prior[given])))
 
 
 def _initial(start: State, chain: _Chain) -> _Variables:
@@ -245,6 +299,8 @@ def _loss_3d(problem: Problem, variables: _Variables, chain: _Chain, matches: _M
     rotation, translation = _poses(variables, chain)
     world = ((points - translation[matches.host])[:, None] @ rotation[matches.host])[:, 0]
     distance2 = ((world - world[matches.partner]) ** 2).sum(-1)
+    if chain.metric and not chain.held.any():  # the unit can move, and a smaller world has shorter distances
+        distance2 = distance2 * torch.exp(-2 * log_depth.mean())
     return (matches.weight * _power(distance2, _SMOOTH, power)).sum() / matches.weight.sum()
 
 

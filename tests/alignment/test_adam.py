@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from alignment_scenes import (
     MILD,
     assert_sound,
@@ -19,7 +20,9 @@ from alignment_scenes import (
 )
 from test_residuals import small_problem
 
-from sparse_ga.alignment.adam import _initial, _loss_2d, _make_chain, _poses, _tensors, adam_schedule
+from sparse_ga.alignment.adam import _initial, _loss_2d, _make_chain, _pose_prior, _poses, _tensors, adam_schedule
+from sparse_ga.alignment.normal_equations import pose_prior_error
+from sparse_ga.alignment.problem import centres
 from sparse_ga.alignment.residuals import residual_lengths
 from sparse_ga.config import Refine2dConfig
 from sparse_ga.evaluation import relative_errors_deg
@@ -80,6 +83,33 @@ def test_the_schedule_with_given_poses_lands_where_the_other_solver_does(unit: f
     refined = case.with_views(views).refine(Refine2dConfig(solver="adam"))
     assert np.linalg.norm(refined.world_from_cam[:, :3, 3] - poses[:, :3, 3], axis=-1).max() < 0.02 * unit
     np.testing.assert_allclose(refined.intrinsics[:, 0, 0], 240, rtol=0.03)
+
+
+def test_a_pose_prior_costs_what_it_costs_the_other_solver() -> None:
+    problem, state = small_problem()
+    sigma = np.array([np.inf, 0.02, np.inf, 0.05])
+    problem = replace(problem, pose_sigma=sigma, pose_prior=np.tile(np.eye(4), (4, 1, 1)))
+    problem.pose_prior[:, :3, :3], problem.pose_prior[:, :3, 3] = state.rotation, state.translation
+    moved = replace(state, rotation=np.roll(state.rotation, 1, 0), translation=state.translation + 0.1)
+    prior = _pose_prior(problem, state, 0.0)
+    error = pose_prior_error(problem, moved, centres(problem, state))
+    expected = (error[[1, 3]] ** 2 / sigma[[1, 3], None] ** 2).sum()
+    rotation, translation = torch.from_numpy(moved.rotation), torch.from_numpy(moved.translation)
+    assert float(prior.cost(rotation, translation)) == pytest.approx(expected, rel=1e-9)
+    assert float(prior.cost(*map(torch.from_numpy, (state.rotation, state.translation)))) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("unit", [1.0, 1000.0])
+def test_given_poses_as_a_prior_keep_frame_and_unit(unit: float) -> None:
+    case = ring_case(6, MILD)
+    poses = case.scene.world_from_cam.copy()
+    poses[:, :3, 3] = poses[:, :3, 3] * unit + [10 * unit, 5 * unit, -2 * unit]
+    views = [replace(v, world_from_cam=poses[n]) for n, v in enumerate(case.views)]
+    refined = case.with_views(views).refine(Refine2dConfig(solver="adam", hold_given_poses=False))
+    assert refined.metric_frame
+    assert np.linalg.norm(refined.world_from_cam[:, :3, 3] - poses[:, :3, 3], axis=-1).max() < 0.03 * unit
+    assert rotation_errors(refined, case.scene).max() < 1.0
 
 
 @pytest.mark.slow
