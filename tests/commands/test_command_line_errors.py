@@ -7,20 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cheap_pipeline import CheapPredictor, install, write_set
 from PIL import Image
 
-import sparse_ga.commands.jobs as jobs
 import sparse_ga.commands.run
 from sparse_ga.cli import main
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    install(monkeypatch)
-    monkeypatch.setattr(jobs, "load_predictor", lambda name, config: CheapPredictor())
-    monkeypatch.chdir(tmp_path)
-    return write_set(tmp_path)
 
 
 def run(*words: object) -> int:

@@ -6,18 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from cheap_pipeline import CheapPredictor, install, write_set
 
-import sparse_ga.commands.jobs as jobs
 from sparse_ga.cli import main
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    install(monkeypatch)
-    monkeypatch.setattr(jobs, "load_predictor", lambda name, config: CheapPredictor())
-    monkeypatch.chdir(tmp_path)
-    return write_set(tmp_path)
 
 
 def run(*words: object) -> int:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from cheap_pipeline import CheapPredictor, install, write_set
+from cheap_pipeline import CheapPredictor, write_set
 
 import sparse_ga.commands.jobs as jobs
 from sparse_ga.cli import main
@@ -16,14 +16,6 @@ from sparse_ga.config import load_config
 from sparse_ga.errors import InputError
 from sparse_ga.predictors.loading import RecordedPredictor, _is_hub_name
 from sparse_ga.products import Reconstruction
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    install(monkeypatch)
-    monkeypatch.setattr(jobs, "load_predictor", lambda name, config: CheapPredictor())
-    monkeypatch.chdir(tmp_path)
-    return write_set(tmp_path)
 
 
 def run(*words: object) -> int:
