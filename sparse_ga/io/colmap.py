@@ -88,8 +88,8 @@ def write_colmap(
 ) -> list[Path]:
     """Write a COLMAP model into `folder` (made if missing), binary or text; returns the files.
 
-    Cameras are those of the `reconstruction`, of upright photographs; `orientation.as_stored` turns it for COLMAP, which
-    reads files as they are stored. Raises `InputError` for names that the text format cannot hold.
+    Cameras are those of the `reconstruction`, of upright photographs; `orientation.as_stored` turns them for COLMAP,
+    which reads files as they are stored. Raises `InputError` for names that the text format cannot hold.
     """
     if text:
         check_names([name for name, seen in zip(reconstruction.names, reconstruction.registered, strict=True) if seen])
