@@ -180,7 +180,7 @@ def _check_outputs(record: JobRecord, span: Span) -> None:
     from sparse_ga.io.export import check_output_folder
 
     if Path(record.out).exists() and not Path(record.out).is_dir():
-        raise OutputError(f"{record.out}: is a file; give a folder with --out")
+        raise OutputError(f"{record.out}: is a file; choose another folder with --out")
     if span.last in (None, STAGE_NAMES[-1]):
         inputs = [Path(path) for path in (*record.images, record.masks, record.cameras) if path is not None]
         check_output_folder(Path(record.out), span.formats or DEFAULT_FORMATS, inputs)
@@ -232,7 +232,7 @@ def _doubts(result: RunResult) -> list[str]:
     told = list(reconstruction.report.notes)
     if alignment.doubt:
         told.append(alignment.doubt)
-    if not len(reconstruction.track_points):
+    if not len(reconstruction.track_points) and not len(reconstruction.points):
         told.append(
             "not a single match fits the cameras, so that they are unchecked and there are no points; where poses are "
             "given, look at their axes, their order and the photographs they belong to"

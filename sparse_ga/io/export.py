@@ -154,7 +154,8 @@ def check_output_folder(out_dir: Path, formats: Sequence[str], inputs: Collectio
         theirs += [name for name in (sidecar.SIDECAR, "report.html") if (out_dir / name).exists()]
     if theirs:
         raise InputError(
-            f"{out_dir / theirs[0]}: is there already, and not from an earlier run; move it, or choose another --out"
+            f"{out_dir / theirs[0]}: is there already, and no earlier run is known to have written it; move it, or "
+            "choose another --out"
         )
     for path in inputs:
         for name in _tops(FORMATS):

@@ -84,6 +84,10 @@ def test_a_result_that_no_match_supports_is_told(
         nothing = np.zeros((0, 3))
         return dataclasses.replace(
             found,
+            points=nothing,
+            colors=nothing.astype(np.uint8),
+            normals=nothing.astype(np.float32),
+            point_confidence=np.zeros(0, np.float32),
             tracks=type(found.tracks).empty(),
             track_points=nothing,
             track_colors=nothing.astype(np.uint8),
