@@ -8,6 +8,7 @@ from typing import Any
 
 from sparse_ga.commands.jobs import cache_of, find_run, merge, parse_settings
 from sparse_ga.commands.photographs import find_photographs
+from sparse_ga.commands.run import top_names
 from sparse_ga.config import ExportConfig, load_config
 from sparse_ga.errors import InputError, OutputError
 from sparse_ga.io.export import WITH_PHOTOGRAPHS, LoadSource, check_formats, check_output_folder
@@ -38,7 +39,7 @@ def export(args: argparse.Namespace, reporter: Reporter) -> int:
         raise OutputError(f"{out}: cannot be written ({error.strerror}); choose another folder with --out") from None
     reporter.event("summary", files=[str(path) for path in files])
     if reporter.mode != "json":
-        reporter.info(f"files  {', '.join(str(path) for path in files)}")
+        reporter.info(f"files  {', '.join(top_names(files, out))} in {out}")
     return 0
 
 

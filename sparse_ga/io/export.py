@@ -200,7 +200,7 @@ def export(
     job = _Job(reconstruction, Path(out_dir), load_source, config or ExportConfig())
     check_formats(formats)
     own = {*(sidecar.written(job.out_dir) or ()), *(n for n in _tops(formats) if not (job.out_dir / n).exists())}
-    unit = depth_png_unit(reconstruction) if "depth" in formats else None
+    unit = depth_png_unit(reconstruction) if "depth" in formats else sidecar.depth_unit_written(job.out_dir)
 
     def describe() -> Path:
         return job.write(sidecar.SIDECAR, sidecar.encode_sidecar(reconstruction, unit, sorted(own)))

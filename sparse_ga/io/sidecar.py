@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,11 +32,22 @@ _CONVENTIONS = {
 
 def written(folder: Path) -> tuple[str, ...] | None:
     """The files and folders in `folder` that the sidecar there knows for exports; None where no export has been."""
-    try:
-        names = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))["written"]
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
+    names = _read(folder).get("written")
     return tuple(str(name) for name in names) if isinstance(names, list) else None
+
+
+def depth_unit_written(folder: Path) -> float | None:
+    """World units of one level of the depth PNGs that exports have left in `folder`; None where there are none."""
+    unit = _read(folder).get("depth_png_unit")
+    return float(unit) if isinstance(unit, (int, float)) and "depth" in (written(folder) or ()) else None
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def encode_sidecar(reconstruction: Reconstruction, depth_unit: float | None, written: Sequence[str] = ()) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -89,6 +90,16 @@ def test_another_object_of_the_same_masks_is_refused(folder: Path, capsys: pytes
     assert export("out", "--format", "nerfstudio") == 0
     assert run("A", "--object", 2, "--until", "ingest") == 0
     assert "has changed since the run" in wrong(capsys)
+
+
+def test_it_says_where_things_are_and_keeps_the_unit_of_depths(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run("A") == 0
+    assert main(["export", "out", "--format", "depth", "nerfstudio", "--out", "ex"]) == 0
+    assert "files  depth/, nerfstudio/, scene.json in ex" in capsys.readouterr().err
+    unit = json.loads(Path("ex/scene.json").read_text())["depth_png_unit"]
+    assert unit is not None
+    assert export("out", "--format", "ply", "--out", "ex") == 0
+    assert json.loads(Path("ex/scene.json").read_text())["depth_png_unit"] == unit
 
 
 def test_the_same_object_by_another_label_is_exported(folder: Path) -> None:
