@@ -24,7 +24,7 @@ def demo(args: argparse.Namespace, reporter: Reporter) -> int:
     out, predictor = Path(args.out), args.predictor or "classical"
     if args.views is not None and args.views < 2:
         raise InputError(f"--views {args.views}: a reconstruction needs at least two photographs")
-    check_output_folder(out, DEFAULT_FORMATS)
+    check_output_folder(out, DEFAULT_FORMATS, report=True)
     if not (out / "gt.json").is_file() and any((out / name).exists() for name in ("images", "masks")):
         raise InputError(f"{out}: holds images or masks that are not the demo's; choose another --out")
     scene = DEMO_SCENE if args.views is None else dataclasses.replace(DEMO_SCENE, views=args.views)

@@ -29,6 +29,11 @@ def export(args: argparse.Namespace, reporter: Reporter) -> int:
     reconstruction, home = find_reconstruction(folder)
     out = Path(args.out) if args.out else home
     check_output_folder(out, args.format)
+    if {"colmap", "colmap-text"} & {*args.format} and reconstruction.photographs and not reconstruction.orientations:
+        reporter.warn(
+            "this result is of an earlier version, which did not note the EXIF orientation of photographs: cameras for "
+            "COLMAP are of the upright ones; run again where files are stored turned"
+        )
     load_source, config = None, load_config(None, settings).export
     pictured = [name for name in args.format if name in WITH_PHOTOGRAPHS]
     if pictured:

@@ -19,6 +19,7 @@ from sparse_ga.api import unregistered
 from sparse_ga.attempts import Attempts
 from sparse_ga.commands.jobs import JobRecord, earlier_seconds, find_run, make_folder, record_from
 from sparse_ga.errors import InputError, OutputError
+from sparse_ga.io.images import find_images
 from sparse_ga.objects import find_objects, object_folder
 from sparse_ga.pipeline import RunResult
 from sparse_ga.predictors.loading import PredictorNotLoaded
@@ -65,12 +66,14 @@ def _run_objects(args: argparse.Namespace, wanted: str | tuple[int, ...], report
     """Reconstruct several objects of one set of photographs, each on its own, in OUT/object_ID."""
     images = args.images[0] if len(args.images) == 1 else args.images
     found = find_objects(images, args.masks, None if isinstance(wanted, str) else wanted)
+    span = Span(args.from_stage, args.until, tuple(args.format or ()))
+    records = {label: record_from(args, Path(args.out) / object_folder(label), label) for label in found}
+    for record in records.values():
+        _check_outputs(record, span)
     told: list[dict[str, Any]] = []
-    for label in found:
+    for label, record in records.items():
         out = Path(args.out) / object_folder(label)
-        record = record_from(args, out, label)
         cache = Path(args.cache) / object_folder(label) if args.cache else out / "cache"
-        span = Span(args.from_stage, args.until, tuple(args.format or ()))
         reporter.info(f"object {label}")
         try:
             reconstruction, files = _make(record, cache, span, reporter)
@@ -157,7 +160,6 @@ def _make(
     """
     from sparse_ga.io.export import check_formats
 
-    check_formats(span.formats)
     _check_outputs(record, span)
     job = record.job(load)
     check_formats(span.formats, [source.name for source in job.sources])
@@ -177,13 +179,15 @@ def _make(
 
 def _check_outputs(record: JobRecord, span: Span) -> None:
     """Raise `InputError` for outputs that cannot be written without harm to what is the user's, before any work."""
-    from sparse_ga.io.export import check_output_folder
+    from sparse_ga.io.export import check_formats, check_output_folder
 
+    check_formats(span.formats)
     if Path(record.out).exists() and not Path(record.out).is_dir():
         raise OutputError(f"{record.out}: is a file; choose another folder with --out")
     if span.last in (None, STAGE_NAMES[-1]):
-        inputs = [Path(path) for path in (*record.images, record.masks, record.cameras) if path is not None]
-        check_output_folder(Path(record.out), span.formats or DEFAULT_FORMATS, inputs)
+        inputs = [Path(path) for path in (record.masks, record.cameras) if path is not None]
+        inputs += find_images(record.images_argument)
+        check_output_folder(Path(record.out), span.formats or DEFAULT_FORMATS, inputs, report=True)
 
 
 def write_outputs(

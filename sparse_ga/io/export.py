@@ -142,16 +142,19 @@ def check_formats(formats: Sequence[str], names: Sequence[str] = ()) -> None:
         colmap.check_names(names)
 
 
-def check_output_folder(out_dir: Path, formats: Sequence[str], inputs: Collection[Path] = ()) -> None:
+def check_output_folder(
+    out_dir: Path, formats: Sequence[str], inputs: Collection[Path] = (), report: bool = False
+) -> None:
     """Raise `InputError` where `formats`, written into `out_dir`, would harm what is the user's.
 
     That is a file or folder of theirs that is there under a name that is to be written, which no earlier export has
-    written, and `inputs` (files, folders or patterns) that lie in what exports write, and remove when it is stale.
+    written, and `inputs` (files or folders) that lie in what exports write, and remove when it is stale. With `report`
+    there is a ``report.html`` as well.
     """
     own = sidecar.written(out_dir)
     theirs = [name for name in _tops(formats) if (out_dir / name).exists() and name not in (own or ())]
     if own is None:
-        theirs += [name for name in (sidecar.SIDECAR, "report.html") if (out_dir / name).exists()]
+        theirs += [name for name in (sidecar.SIDECAR, *["report.html"] * report) if (out_dir / name).exists()]
     if theirs:
         raise InputError(
             f"{out_dir / theirs[0]}: is there already, and no earlier run is known to have written it; move it, or "

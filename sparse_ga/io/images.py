@@ -214,8 +214,9 @@ def _open_turned(path: Path, what: str) -> tuple[Image.Image, int]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata; what cannot be read raises
             with Image.open(path) as image:
+                orientation = _orientation(image)  # before loading, which turns a TIFF upright and forgets this
                 image.load()
-                return ImageOps.exif_transpose(image), _orientation(image)
+                return ImageOps.exif_transpose(image), orientation
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such {what}") from None
     except UnidentifiedImageError:

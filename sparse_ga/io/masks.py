@@ -24,6 +24,7 @@ _LEAST_OF_A_LABEL = 0.01  # of what is not background
 _NEARLY_GREY = 32  # largest difference between the channels
 _MOST_LOSSY_LABEL = 64  # in brighter files, what lossy compression leaves around edges would count as labels
 _DARK_COLOURS = (0.2, 0.6)  # of the brightness of most
+_SHADE = 8  # brightness by which lossy compression changes the inside of an area
 _AROUND = ((-1, 0), (1, 0), (0, -1), (0, 1))
 
 
@@ -253,26 +254,37 @@ def _refuse_labels(path: Path, values: Array, lossy: bool) -> None:
         )
 
 
-def _half_of_most(path: Path, brightness: Array) -> Array:
+def _half_of_most(path: Path, brightness: Array, soft: bool = False) -> Array:
     """Where a lossily compressed mask (H, W) uint8 reaches half the brightness of its object.
 
-    Raises `InputError` where areas are so dark beside others that they would be lost.
+    Raises `InputError` where areas are so dark beside others that they would be lost; wide edges of a `soft` mask are
+    none.
     """
-    from scipy.ndimage import minimum_filter
-
     if brightness.max(initial=0) < _MOST_LOSSY_LABEL:  # black, with noise
         return np.zeros(brightness.shape, bool)
+    white, dark = _dark_area(brightness, soft)
+    if dark is not None:
+        raise InputError(
+            f"{path}: areas of brightness {dark} beside {white:.0f} may be object or not, and the compression blurs "
+            "both; make the object white on black, or save the labels as PNG"
+        )
+    return brightness >= white / 2
+
+
+def _dark_area(brightness: Array, soft: bool) -> tuple[float, int | None]:
+    """Brightness of most of a mask (H, W) uint8, and that of areas far darker, which are of one shade in a `soft` mask;
+    None if there are no such areas."""
+    from scipy.ndimage import minimum_filter
+
     bright = brightness[brightness >= brightness.max(initial=0) / 2]
     white = float(np.median(bright))
     low, high = (share * white for share in _DARK_COLOURS)
-    dark = (brightness >= low) & (brightness < high)
-    inner = minimum_filter(dark, 7, mode="constant", cval=False)
-    if inner.sum() > _LEAST_OF_A_LABEL * bright.size:
-        raise InputError(
-            f"{path}: areas of brightness {int(np.median(brightness[inner]))} beside {white:.0f} may be object or not, "
-            "and the compression blurs both; make the object white on black, or save the labels as PNG"
-        )
-    return brightness >= white / 2
+    inner = brightness[minimum_filter((brightness >= low) & (brightness < high), 7, mode="constant", cval=False)]
+    if len(inner) <= _LEAST_OF_A_LABEL * len(bright):
+        return white, None
+    shade = int(np.bincount(inner).argmax())
+    alike = np.abs(inner.astype(int) - shade) <= _SHADE
+    return white, shade if not soft or alike.mean() > 0.5 else None
 
 
 def _select(path: Path, image: Image.Image, object_id: int | None) -> Array:
@@ -283,7 +295,7 @@ def _select(path: Path, image: Image.Image, object_id: int | None) -> Array:
     if values.ndim == 3:
         if object_id is not None:
             raise InputError(f"{path}: --object needs masks with one channel of integer labels, this one has colours")
-        grey = _is_nearly_grey(values)
+        grey = _is_nearly_grey(values) and (lossy or _dark_area(values.max(-1), soft=True)[1] is None)
         if not (grey or lossy):
             coloured: Array = np.any(values, axis=-1)
             return coloured
@@ -295,8 +307,8 @@ def _select(path: Path, image: Image.Image, object_id: int | None) -> Array:
     if not _is_soft(image, values, lossy):
         black = 2 if lossy and path.suffix.lower() == ".webp" else 0  # its limited range makes 1 of black
         return (values < 0) | (values > black)
-    if lossy and values.max() < 250:
-        return _half_of_most(path, values)
+    if lossy and values.dtype == np.uint8:
+        return _half_of_most(path, values, soft=True)
     _refuse_labels(path, values, lossy)
     white = 255 if values.dtype == np.uint8 else 65535 if values.dtype == np.uint16 else max(float(values.max()), 1e-9)
     return values >= white / 2

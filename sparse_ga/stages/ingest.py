@@ -21,7 +21,7 @@ from sparse_ga.stages.base import Stage
 from sparse_ga.store import Key, digest_of, digest_of_file
 
 STAGE = Stage(
-    "ingest", 5, "view", (), ("ingest.long_side", "ingest.multiple", "ingest.mask_threshold", "ingest.object_id")
+    "ingest", 6, "view", (), ("ingest.long_side", "ingest.multiple", "ingest.mask_threshold", "ingest.object_id")
 )
 
 _SAME_ZOOM = 0.01  # largest step between the logarithms of focal lengths of one zoom

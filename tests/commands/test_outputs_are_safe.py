@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from sparse_ga.cli import main
 
@@ -73,6 +75,7 @@ def test_inputs_may_not_lie_in_what_is_written(folder: Path, capsys: pytest.Capt
     pictures = folder / "out" / "nerfstudio" / "images"
     shutil.copytree("images", pictures)
     assert main(["run", f"{pictures}/*.png", "--masks", "masks", "-q"]) == 2
+    assert main(["run", "out/*/images/*.png", "--masks", "masks", "-q"]) == 2
 
 
 def test_the_demo_keeps_away_from_photographs(folder: Path, capsys: pytest.CaptureFixture) -> None:
@@ -86,3 +89,23 @@ def test_formats_without_effect_are_told(folder: Path, capsys: pytest.CaptureFix
     words = ["run", "images", "--masks", "masks"]
     assert main([*words, "--until", "ingest", "--format", "ply"]) == 0
     assert "--format had no effect" in capsys.readouterr().err
+
+
+def test_what_stands_in_the_way_of_one_object_is_told_before_work_on_any(folder: Path) -> None:
+    for n in range(5):
+        labels = np.zeros((32, 48), np.uint8)
+        labels[8:24, 4:20], labels[8:24, 26:44] = 1, 2
+        Image.fromarray(labels).save(folder / "masks" / f"v{n}.png")
+    own = folder / "out" / "object_2" / "points.ply"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"the user's own")
+    assert run("--object", "all") == 2
+    assert not (folder / "out" / "object_1").exists()
+
+
+def test_export_does_not_mind_a_report_of_somebody_else(folder: Path) -> None:
+    assert run() == 0
+    (folder / "ex").mkdir()
+    (folder / "ex" / "report.html").write_bytes(b"the user's own")
+    assert main(["export", "out", "--format", "ply", "--out", "ex", "-q"]) == 0
+    assert (folder / "ex" / "report.html").read_bytes() == b"the user's own"

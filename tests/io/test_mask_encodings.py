@@ -166,3 +166,26 @@ def test_a_compressed_photograph_is_no_mask(tmp_path: Path, suffix: str, quality
         Image.fromarray(background.clip(0, 255).astype(np.uint8)).save(path, quality=quality)
         with pytest.raises(InputError, match=r"exchanged|the compression blurs both"):
             read_mask(path, WIDE)
+
+
+@pytest.mark.parametrize("bright", [240, 255])
+def test_a_darker_area_of_a_lossy_mask_is_not_dropped_silently_and_a_wide_soft_edge_is_cut(
+    tmp_path: Path, bright: int
+) -> None:
+    values = np.zeros((120, 160), np.uint8)
+    values[20:100, 20:70], values[20:100, 90:140] = 100, bright
+    Image.fromarray(values).save(tmp_path / "areas.jpg", quality=90)
+    with pytest.raises(InputError, match="may be object or not"):
+        read_mask(tmp_path / "areas.jpg", (160, 120))
+    ramp = np.clip((np.arange(160) - 30) * 5, 0, bright).astype(np.uint8)
+    Image.fromarray(np.tile(ramp, (120, 1))).save(tmp_path / "soft.jpg", quality=90)
+    mask = read_mask(tmp_path / "soft.jpg", (160, 120))
+    assert abs(mask[60].argmax() - (ramp >= bright / 2).argmax()) <= 1
+
+
+def test_nearly_grey_areas_of_a_lossless_mask_are_all_object(tmp_path: Path) -> None:
+    values = np.zeros((60, 80, 3), np.uint8)
+    values[10:50, 10:35], values[10:50, 45:70] = (100, 100, 110), 255
+    Image.fromarray(values).save(tmp_path / "a.png")
+    mask = read_mask(tmp_path / "a.png", (80, 60))
+    np.testing.assert_array_equal(mask, values.any(-1))

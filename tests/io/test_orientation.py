@@ -34,13 +34,15 @@ def stored_pixels() -> np.ndarray:
 def save(path: Path, orientation: int) -> Path:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(stored_pixels()).save(path, exif=exif)
+    options = {"lossless": True} if path.suffix == ".webp" else {}
+    Image.fromarray(stored_pixels()).save(path, exif=exif, **options)
     return path
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_stored_pixel_comes_to_where_reading_puts_it(tmp_path: Path, orientation: int) -> None:
-    photograph = read_photograph(save(tmp_path / "a.png", orientation))
+def test_every_stored_pixel_comes_to_where_reading_puts_it(tmp_path: Path, orientation: int, suffix: str) -> None:
+    photograph = read_photograph(save(tmp_path / f"a{suffix}", orientation))
     assert photograph.orientation == orientation
     assert photograph.size == turned_size(STORED, orientation)
     y, x = np.mgrid[: STORED[1], : STORED[0]].reshape(2, -1)
