@@ -43,11 +43,9 @@ def align_views(
     depths, raw = _second_pass(views, pairs, load_prediction, table, rows, intrinsics)
     edges, dropped = build_edges(pairs, depths, raw, load_matches, table, config)
     known = known_poses(views, intrinsics)
-    solution = solve_graph(views, edges, known, dropped, config)
-    if not tied_to_given(edges, known):  # a result in a frame of its own, rather than none
-        known, posed = known.forgotten(), known.given
-        solution = solve_graph(views, edges, known, dropped, config).because(posed, UNUSED_POSE)
-    return list(depths.canonical), fix_gauge(_product(views, depths, solution, known), views)
+    used = known if tied_to_given(edges, known) else known.forgotten()  # a result in its own frame, rather than none
+    solution = solve_graph(views, edges, used, dropped, config).because(known.given & ~used.given, UNUSED_POSE)
+    return list(depths.canonical), fix_gauge(_product(views, depths, solution, used), views)
 
 
 def _survey(
