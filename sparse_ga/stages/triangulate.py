@@ -14,7 +14,7 @@ from sparse_ga.store import Key, digest_of
 
 STAGE = Stage(
     "triangulate",
-    14,
+    15,
     "run",
     ("ingest", "calibrate", "pairs", "match", "align3d", "refine2d"),
     ("triangulate", "ingest.object_id"),

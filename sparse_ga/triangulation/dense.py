@@ -94,8 +94,8 @@ def bound_by_hull(depths: list[DepthView], check: MaskCheck, sparse: SparseResul
         outline = check.depths[view.index] | (check.votes[view.index] & ~view.mask)  # a finger's is not the object's
         rim = rim_depths(rig, view.index, outline, hull, diameter)
         samples = DepthSamples.join([track_depths(rig, sparse.tracks, view.index), rim])
+        known = len(samples.on(depth).depth) >= FEWEST_SAMPLES
         depth = behind_hull(correct_depth(depth, samples), rig, view.index, hull).astype(np.float32)
-        known = len(samples.depth) >= FEWEST_SAMPLES
         result.append(replace(view, depth=depth) if known else view.without_depth())
         advance()
     return result

@@ -83,6 +83,19 @@ class DepthSamples:
     depth: Array  # (K,) float64, world units
     sigma: Array  # (K,) relative standard deviation of the depth
 
+    @property
+    def pixel(self) -> tuple[Array, Array]:
+        """Rows and columns (K,) int64 of the pixels they are at."""
+        column, row = np.rint(self.xy).astype(np.int64).T
+        return row, column
+
+    def on(self, depth: Array) -> DepthSamples:
+        """Those at a pixel where the map `depth` (H, W) has one."""
+        row, column = self.pixel
+        kept = (column >= 0) & (row >= 0) & (column < depth.shape[1]) & (row < depth.shape[0])
+        kept[kept] &= depth[row[kept], column[kept]] > 0
+        return DepthSamples(self.xy[kept], self.depth[kept], self.sigma[kept])
+
     @staticmethod
     def join(parts: list[DepthSamples]) -> DepthSamples:
         """All samples together."""
@@ -129,20 +142,17 @@ def correct_depth(depth: Array, samples: DepthSamples) -> Array:
 
     The logarithm of the factor lives on cells of 8 px and minimises a robust data term plus a membrane energy: from
     one cell to the next the relative error of the depth map is expected to change by 0.4 %, and by any amount across
-    steps of the depth. Without usable samples the depth stays as it is.
+    steps of the depth. With fewer than `FEWEST_SAMPLES` samples on the depth it stays as it is.
     """
-    valid = depth > 0
-    column, row = np.rint(samples.xy).astype(np.int64).T
-    inside = (column >= 0) & (row >= 0) & (column < depth.shape[1]) & (row < depth.shape[0])
-    inside[inside] &= valid[row[inside], column[inside]]
-    if inside.sum() < FEWEST_SAMPLES:
+    usable = samples.on(depth)
+    if len(usable.depth) < FEWEST_SAMPLES:
         return depth
-    row, column = row[inside], column[inside]
-    ratio = np.log(samples.depth[inside] / depth[row, column])  # (K,)
+    row, column = usable.pixel
+    ratio = np.log(usable.depth / depth[row, column])  # (K,)
     grid = _cells(depth)
     cell = grid.number[row // _CELL_PX, column // _CELL_PX]
-    correction = _solve_membrane(grid, cell, ratio, samples.sigma[inside])
-    return np.where(valid, depth * np.exp(_upsample(grid, correction, depth.shape)), 0.0)
+    correction = _solve_membrane(grid, cell, ratio, usable.sigma)
+    return np.where(depth > 0, depth * np.exp(_upsample(grid, correction, depth.shape)), 0.0)
 
 
 def behind_hull(depth: Array, rig: Rig, view: int, hull: Hull) -> Array:
