@@ -4,8 +4,8 @@ The network costs as much time again, and helps only where SIFT finds too little
 with `forward.descriptors` auto begins without it, and asks it when of the photographs that show the object one in
 twenty or more are not tied in, or so loosely that their rotation is uncertain by more than half a degree: a chain of
 weak pairs drifts. Both attempts go through the same cache, as far as the refined alignment; what ties in more
-photographs, or as many more firmly, stands and is finished. Which one that is stays in the cache: the same job again
-goes straight to it.
+photographs, or as many more firmly on the whole, stands and is finished. Which one that is stays in the cache: the
+same job again goes straight to it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LOOSE_DEG = 0.5  # standard deviation of a photograph's rotation
 _DECIDES, _LAST = "refine2d", STAGE_NAMES[-1]
 _BEFORE = (*STAGES[: stage_position(_DECIDES) + 1], calibrate.FROM_RECONSTRUCTION)
 _DECISION = Stage(  # raise the version when another attempt would stand
-    "attempts", 1, "run", tuple(stage.name for stage in _BEFORE), tuple(path for s in _BEFORE for path in s.config)
+    "attempts", 2, "run", tuple(stage.name for stage in _BEFORE), tuple(path for s in _BEFORE for path in s.config)
 )
 
 
@@ -58,18 +58,27 @@ class Attempt:
     def loose(self) -> int:
         """Number of photographs whose rotation is uncertain by more than half a degree."""
         alignment = self.result.alignment
-        if alignment is None or len(alignment.uncertainty_deg) == 0:
-            return 0
-        return int((self._registered & (alignment.uncertainty_deg > _LOOSE_DEG)).sum())
+        return 0 if alignment is None else int((alignment.rotation_sigma_deg > _LOOSE_DEG).sum())
 
     @property
     def suffices(self) -> bool:
         """Whether fewer than one in twenty of the photographs that show the object are left out or loose."""
         return not is_worth_another(self.left_out + self.loose, int(self._shows.sum()))
 
+    @property
+    def looseness_deg(self) -> float:
+        """Root mean square of the registered rotations' standard deviations, degrees; 0 before they are known."""
+        alignment = self.result.alignment
+        if alignment is None or not alignment.registered.any():
+            return 0.0
+        return float(np.sqrt((alignment.rotation_sigma_deg**2).mean()))
+
     def is_better(self, other: Attempt) -> bool:
-        """Whether fewer photographs are left out than in another attempt, or as few and fewer are loose."""
-        return (self.left_out, self.loose) < (other.left_out, other.loose)
+        """Whether fewer photographs are left out than in another attempt, or as few and they are tied in more firmly.
+
+        How many of them are loose would not tell: where all are, one result may be sound and the other folded.
+        """
+        return (self.left_out, self.looseness_deg) < (other.left_out, other.looseness_deg)
 
     @property
     def _shows(self) -> Array:

@@ -322,6 +322,13 @@ class Alignment:
         return doubt or f"the refinement ended with: {self.status}"
 
     @property
+    def rotation_sigma_deg(self) -> Array:
+        """`uncertainty_deg` of the registered views in their order, (R,); 0 where it is unknown."""
+        if len(self.uncertainty_deg) == 0:
+            return np.zeros(int(self.registered.sum()))
+        return self.uncertainty_deg[self.registered]
+
+    @property
     def dropped_names(self) -> frozenset[tuple[str, str]]:
         """(name_i, name_j) of every dropped pair."""
         parts = (text.split(" | ", 2) for text in self.dropped_pairs)
@@ -461,7 +468,7 @@ class ReconstructionReport:
     rms_after_px: float = 0.0
     inconsistent_masks: tuple[str, ...] = ()  # "name: what is wrong"
     dense: str = "off"
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what a person should know before trusting the result
 
 
 @dataclass(frozen=True, eq=False)

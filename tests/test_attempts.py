@@ -43,7 +43,7 @@ def job(descriptors: str, predictor: object | None = None) -> Job:
 
 def aligned(values: tuple[float, ...]) -> SimpleNamespace:
     sigma = np.array(values)
-    return SimpleNamespace(registered=sigma > OUT, uncertainty_deg=sigma.clip(0))
+    return SimpleNamespace(registered=sigma > OUT, rotation_sigma_deg=sigma[sigma > OUT])
 
 
 @pytest.fixture
@@ -110,6 +110,14 @@ def test_a_second_attempt_stands_where_photographs_are_tied_in_more_firmly(tmp_p
     assert attempt(tmp_path, job("auto"))[0].job.config.forward.descriptors == "off"
     outcomes["off"], outcomes["packaged"] = (FIRM, FIRM, OUT, OUT), (LOOSE, LOOSE, LOOSE, OUT)
     assert attempt(tmp_path, job("auto"))[0].job.config.forward.descriptors == "packaged"
+
+
+def test_of_two_loose_attempts_the_firmer_on_the_whole_stands(tmp_path: Path, outcomes: dict) -> None:
+    """A view that is 5 degrees off outweighs two that are a degree off, though more views are loose then."""
+    outcomes["off"], outcomes["packaged"] = (3.3, 1.2, 1.0, OUT), (1.7, 1.3, 1.0, OUT)
+    assert attempt(tmp_path, job("auto"))[0].job.config.forward.descriptors == "packaged"
+    outcomes["off"], outcomes["packaged"] = (0.9, 1.1, 0.7, OUT), (0.2, 5.2, 0.2, OUT)
+    assert attempt(tmp_path, job("auto"))[0].job.config.forward.descriptors == "off"
 
 
 def test_the_first_attempt_stands_where_the_second_is_no_better(tmp_path: Path, outcomes: dict) -> None:

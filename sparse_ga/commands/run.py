@@ -230,12 +230,10 @@ def _write_report(reconstruction: Reconstruction, out: Path, cache: Path, job: J
 
 def _doubts(result: RunResult) -> list[str]:
     """What a person should know of a result whose photographs are registered, and yet may be wrong."""
-    alignment, reconstruction = result.alignment, result.reconstruction
-    if alignment is None or reconstruction is None or not reconstruction.registered.any():
+    reconstruction = result.reconstruction
+    if reconstruction is None or not reconstruction.registered.any():
         return []
     told = list(reconstruction.report.notes)
-    if alignment.doubt:
-        told.append(alignment.doubt)
     if not len(reconstruction.track_points) and not len(reconstruction.points):
         told.append(
             "not a single match fits the cameras, so that they are unchecked and there are no points; where poses are "

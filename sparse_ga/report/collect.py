@@ -76,7 +76,7 @@ def collect_details(
         uncertainty_deg=np.zeros(0) if refined is None else refined.uncertainty_deg,
         stages=tuple(stages),
         advice=tuple(advice),
-        warnings=(*remarks(views, job.sources), *_warnings(records, refined, _calibration(keys, store))),
+        warnings=(*remarks(views, job.sources), *_warnings(records, _calibration(keys, store))),
         settings=changed_settings(job.config),
     )
 
@@ -207,14 +207,10 @@ def _calibration(keys: JobKeys, store: Store) -> Calibration | None:
     return store.get(calibrated[-1]) if calibrated else None
 
 
-def _warnings(
-    records: Sequence[PairRecord], refined: Alignment | None, calibration: Calibration | None
-) -> tuple[str, ...]:
+def _warnings(records: Sequence[PairRecord], calibration: Calibration | None) -> tuple[str, ...]:
     warnings = []
     if calibration is not None and (text := warning_of(calibration)):
         warnings.append(text)
-    if refined is not None and refined.doubt:
-        warnings.append(refined.doubt)
     lost = sum(one.matches is None for one in records)
     if lost:
         warnings.append(

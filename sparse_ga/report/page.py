@@ -113,7 +113,7 @@ def warnings_of(r: Reconstruction, details: ReportDetails) -> list[str]:
         found.append(f"the mean reprojection error is high: {r.report.mean_reprojection_px:.1f} px")
     if not r.report.bundle_adjustment.startswith(("kept", "off")):
         found.append(f"bundle adjustment: {r.report.bundle_adjustment}; the cameras from before it are used")
-    return [*found, *details.warnings, *r.report.notes]
+    return [*found, *r.report.notes, *details.warnings]
 
 
 def _warnings(r: Reconstruction, details: ReportDetails) -> str:

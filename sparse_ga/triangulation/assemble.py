@@ -26,6 +26,8 @@ from sparse_ga.triangulation.sparse import SparseResult
 from sparse_ga.triangulation.tracks import TrackStatus, TriangulatedTracks
 from sparse_ga.triangulation.views import Rig
 
+_LOOSE_DEG = 2.0  # a rotation known no better than this is told of
+
 
 def track_cloud(sparse: SparseResult) -> Cloud:
     """The track points as a cloud: normals towards the cameras that see them, confidence from their number."""
@@ -122,13 +124,32 @@ def _frame(views: Sequence[View], alignment: Alignment) -> str:
 
 
 def _notes(views: Sequence[View], alignment: Alignment, tracks: TriangulatedTracks) -> tuple[str, ...]:
-    """What a person should know of the result: where the unit of length comes from, if not from two given poses."""
+    """What a person should know before trusting the result, in words, the gravest first."""
+    found = [alignment.doubt, _on_uncertainty(alignment), _on_unit(views, alignment, tracks)]
+    return tuple(text for text in found if text)
+
+
+def _on_uncertainty(alignment: Alignment) -> str:
+    sigma = alignment.rotation_sigma_deg
+    loose = int((sigma > _LOOSE_DEG).sum())
+    if not loose:
+        return ""
+    worst = [name for name, good in zip(alignment.names, alignment.registered, strict=True) if good][sigma.argmax()]
+    return (
+        f"{loose} of {len(sigma)} registered photographs are tied in loosely, so that cameras may be wrong: the "
+        f"rotation of {worst} is known to {sigma.max():.0f} degrees at best; photographs between them and the others "
+        "help, and so do given intrinsics"
+    )
+
+
+def _on_unit(views: Sequence[View], alignment: Alignment, tracks: TriangulatedTracks) -> str:
+    """Where the unit of length comes from, if not from two given poses."""
     tied = [n for n in np.unique(tracks.obs.view_index).tolist() if views[n].world_from_cam is not None]
     if not alignment.metric_frame or len(tied) != 1:
-        return ()
+        return ""
     return (
         f"of the photographs with given poses only {views[tied[0]].name} has matches to others: the size of the "
-        "object is estimated from where the given cameras look, and can be several percent off",
+        "object is estimated from where the given cameras look, and can be several percent off"
     )
 
 

@@ -277,7 +277,8 @@ def test_errors_say_what_to_do(reconstruction: Reconstruction, tmp_path: Path) -
     with pytest.raises(InputError, match="unknown export format 'stl'; choose from ply, glb"):
         export(reconstruction, tmp_path, ["stl"])
     with pytest.raises(InputError, match="'3dgs' needs the photographs"):
-        export(reconstruction, tmp_path, ["3dgs"])
+        export(reconstruction, tmp_path, ["ply", "3dgs"])
+    assert not any(tmp_path.iterdir())
 
 
 def test_cropping_around_a_principal_point_outside_leaves_nothing_and_is_refused(

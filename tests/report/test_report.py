@@ -238,8 +238,8 @@ def test_warnings_name_what_is_wrong():
     assert texts[1:] == [
         "the mean reprojection error is high: 3.0 px",
         "bundle adjustment: diverged; the cameras from before it are used",
-        "given",
         "a note",
+        "given",
     ]
     assert "None." in Page(render_report(reconstruction(left_out=()), ReportDetails())).text
 

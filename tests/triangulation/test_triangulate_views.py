@@ -168,6 +168,24 @@ def test_a_unit_that_rests_on_one_tied_pose_is_noted(small: Inputs, given: list[
     assert [small.views[2].name in note for note in result.report.notes] == [True] * noted
 
 
+@pytest.mark.parametrize(("sigma_deg", "told"), [(0.4, False), (3.4, True)])
+def test_doubts_of_the_alignment_are_told(small: Inputs, sigma_deg: float, told: bool) -> None:
+    """A photograph that is not registered has no camera that could be uncertain."""
+    status = "ok, in doubt: 33% contradict (why?)" if told else "ok"
+    registered, sigma = np.arange(8) != 0, np.full(8, 0.1)
+    sigma[[0, 5]] = 9.0, sigma_deg
+    alignment = replace(
+        small.alignment, registered=registered, uncertainty_deg=sigma, status=status, reasons=("no matches", *[""] * 7)
+    )
+    result = run(replace(small, alignment=alignment), replace(CONFIG, dense=False, mesh=False))
+    notes = result.report.notes
+    assert len(notes) == 2 * told
+    if told:
+        assert notes[0] == "33% contradict (why?)"
+        assert notes[1].startswith("1 of 7 registered photographs are tied in loosely")
+        assert f"the rotation of {small.views[5].name} is known to 3 degrees" in notes[1]
+
+
 def test_the_frame_is_that_of_the_first_camera_where_no_registered_view_is_given(
     small: Inputs, result: Reconstruction
 ) -> None:
