@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from sparse_ga.alignment.gauge import fix_gauge, status_of, suspect_poses
 from sparse_ga.alignment.inputs import Inputs
 from sparse_ga.alignment.intrinsics import camera_groups
 from sparse_ga.alignment.levenberg import Solution, minimise, rotation_sigma_deg
+from sparse_ga.alignment.loose import replace_loose_views
 from sparse_ga.alignment.normal_equations import Loss, free_columns, linearise
 from sparse_ga.alignment.principal_point import free_principal_point
 from sparse_ga.alignment.problem import Observations, Problem, State, build_observations
@@ -50,13 +52,14 @@ def refine_views(
 
     Minimises the robust reprojection error, working px, of all matches of the pairs that `alignment` did not drop.
     Then every pair is judged by the result: pairs whose matches it contradicts go, dropped pairs that it explains come
-    back, unregistered views that it places beyond doubt are added, and it is solved again. Views left without any
-    agreeing pair are not registered. Gauge as `Alignment` states; `residual_history` is the robust cost of every
-    iteration, `status` starts with ok unless nothing could be refined.
+    back, unregistered views that it places beyond doubt are added, loosely tied ones are moved to where they fit
+    better, and it is solved again. Views left without any agreeing pair are not registered. Gauge as `Alignment`
+    states; `residual_history` is the robust cost of every iteration, `status` starts with ok unless nothing could be
+    refined.
     """
     inputs = Inputs(views, canonical, pairs, load_matches, config, alignment.intrinsics)
     excluded, against = _dropped(alignment, pairs), _contradicting(alignment, pairs)
-    refused = np.zeros(len(views), bool)
+    refused, tried = np.zeros(len(views), bool), set[int]()
     current, history = alignment, [np.zeros(0)]
     expect(_ROUNDS)
     for remaining in reversed(range(_ROUNDS)):
@@ -76,7 +79,9 @@ def refine_views(
             break
         current, placed = resect_views(current, inputs, refused)
         if same and not placed.any():
-            break
+            current, moved = replace_loose_views(current, inputs, partial(_solve_once, inputs, excluded=judged), tried)
+            if not moved:
+                break
         placed_again = np.array([placed[list(pair)].any() for pair in pairs], bool)
         excluded = judged & ~(placed_again & ~_rejected(load_matches, judged & placed_again))
     if not current.registered.any() and alignment.registered.any():

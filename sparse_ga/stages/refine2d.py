@@ -11,7 +11,7 @@ from sparse_ga.stages.align3d import AlignedViews
 from sparse_ga.stages.base import Stage
 from sparse_ga.store import Key
 
-STAGE = Stage("refine2d", 9, "run", ("ingest", "calibrate", "pairs", "match", "align3d"), ("refine2d",))
+STAGE = Stage("refine2d", 10, "run", ("ingest", "calibrate", "pairs", "match", "align3d"), ("refine2d",))
 
 
 def key(align3d: Key, config: Config) -> Key:
