@@ -18,7 +18,9 @@ _LESS = 0.99  # of the cost of the matches, for a new place to be taken
 Solve = Callable[[Alignment], Alignment]
 
 
-def replace_loose_views(alignment: Alignment, inputs: Inputs, solve: Solve, tried: set[int]) -> tuple[Alignment, bool]:
+def reposition_loose_views(
+    alignment: Alignment, inputs: Inputs, solve: Solve, tried: set[int]
+) -> tuple[Alignment, bool]:
     """The solved alignment with loosely tied views where they fit the matches better, and whether any has moved.
 
     Two photographs through a long lens, or of a small or flat part of the object, leave open how far the camera turned

@@ -15,7 +15,7 @@ from sparse_ga.alignment.gauge import fix_gauge, status_of, suspect_poses
 from sparse_ga.alignment.inputs import Inputs
 from sparse_ga.alignment.intrinsics import camera_groups
 from sparse_ga.alignment.levenberg import Solution, minimise, rotation_sigma_deg
-from sparse_ga.alignment.loose import replace_loose_views
+from sparse_ga.alignment.loose import reposition_loose_views
 from sparse_ga.alignment.normal_equations import Loss, free_columns, linearise
 from sparse_ga.alignment.principal_point import free_principal_point
 from sparse_ga.alignment.problem import Observations, Problem, State, build_observations
@@ -79,7 +79,9 @@ def refine_views(
             break
         current, placed = resect_views(current, inputs, refused)
         if same and not placed.any():
-            current, moved = replace_loose_views(current, inputs, partial(_solve_once, inputs, excluded=judged), tried)
+            current, moved = reposition_loose_views(
+                current, inputs, partial(_solve_once, inputs, excluded=judged), tried
+            )
             if not moved:
                 break
         placed_again = np.array([placed[list(pair)].any() for pair in pairs], bool)

@@ -26,7 +26,7 @@ from sparse_ga.triangulation.sparse import SparseResult
 from sparse_ga.triangulation.tracks import TrackStatus, TriangulatedTracks
 from sparse_ga.triangulation.views import Rig
 
-_LOOSE_DEG = 2.0  # a rotation known no better than this is told of
+_LOOSE_DEG = 3.0  # a rotation known no better is told of; a free principal point of a wide lens makes 2 of all of them
 
 
 def track_cloud(sparse: SparseResult) -> Cloud:

@@ -10,7 +10,7 @@ from alignment_scenes import FOCAL, Case, build_scene, complete, make_case, ring
 
 from sparse_ga.alignment import loose, refine2d
 from sparse_ga.alignment.inputs import Inputs
-from sparse_ga.alignment.loose import replace_loose_views
+from sparse_ga.alignment.loose import reposition_loose_views
 from sparse_ga.alignment.refine2d import refine_views
 from sparse_ga.config import Refine2dConfig
 from sparse_ga.geometry import transforms
@@ -55,7 +55,7 @@ def test_a_view_on_the_wrong_side_of_its_neighbours_is_placed_anew(
     found = refined(case, turned)
     assert found.registered.all()
     assert rotation_errors(found, case.scene).max() < 1.0
-    monkeypatch.setattr(refine2d, "replace_loose_views", lambda alignment, *_: (alignment, False))
+    monkeypatch.setattr(refine2d, "reposition_loose_views", lambda alignment, *_: (alignment, False))
     stuck = refined(case, turned)  # else this test would test nothing
     assert stuck.registered.all()
     assert rotation_errors(stuck, case.scene).max() > 30
@@ -91,17 +91,17 @@ def nothing(alignment: Alignment) -> Alignment:
 def test_the_loosest_go_first_and_none_twice(case: Case, trials: list[int]) -> None:
     alignment, inputs = uncertain(case, [0.2, 3.0, 0.3, 5.0, 1.0])
     tried: set[int] = {1}
-    found, moved = replace_loose_views(alignment, inputs, nothing, tried)
+    found, moved = reposition_loose_views(alignment, inputs, nothing, tried)
     assert trials == [3, 4]
     assert tried == {1, 3, 4}
     assert moved
     assert found.match_cost == pytest.approx(1e-4)
-    assert replace_loose_views(found, inputs, nothing, tried) == (found, False)
+    assert reposition_loose_views(found, inputs, nothing, tried) == (found, False)
 
 
 def test_what_all_views_share_is_no_reason(case: Case, trials: list[int]) -> None:
     alignment, inputs = uncertain(case, [5.0, 5.01, 5.0, 5.02, 5.0])
-    assert replace_loose_views(alignment, inputs, nothing, set()) == (alignment, False)
+    assert reposition_loose_views(alignment, inputs, nothing, set()) == (alignment, False)
     assert trials == []
 
 
@@ -109,13 +109,13 @@ def test_given_poses_and_unregistered_views_stay(case: Case, trials: list[int]) 
     alignment, inputs = uncertain(case, [0.2, 0.2, 4.0, 5.0, 6.0])
     alignment = replace(alignment, registered=np.arange(COUNT) != 3)
     views = [replace(view, world_from_cam=np.eye(4)) if n == 4 else view for n, view in enumerate(case.views)]
-    replace_loose_views(alignment, replace(inputs, views=views), nothing, set())
+    reposition_loose_views(alignment, replace(inputs, views=views), nothing, set())
     assert trials == [2]
 
 
 def test_of_two_photographs_neither_is_placed_anew(case: Case, trials: list[int]) -> None:
     alignment, inputs = uncertain(case, [0.2, 9.0, 0.0, 0.0, 0.0])
-    replace_loose_views(replace(alignment, registered=np.arange(COUNT) < 2), inputs, nothing, set())
+    reposition_loose_views(replace(alignment, registered=np.arange(COUNT) < 2), inputs, nothing, set())
     assert trials == []
 
 
@@ -126,4 +126,4 @@ def test_a_place_that_fits_no_better_is_not_taken(
     alignment, inputs = uncertain(case, [0.2, 0.2, 0.2, 0.2, 4.0])
     trial = None if cost is None else replace(alignment, match_cost=cost)
     monkeypatch.setattr(loose, "_placed_anew", lambda *_: trial)
-    assert replace_loose_views(alignment, inputs, nothing, set()) == (alignment, False)
+    assert reposition_loose_views(alignment, inputs, nothing, set()) == (alignment, False)
