@@ -468,7 +468,7 @@ class ReconstructionReport:
     rms_after_px: float = 0.0
     inconsistent_masks: tuple[str, ...] = ()  # "name: what is wrong"
     dense: str = "off"
-    notes: tuple[str, ...] = ()  # what a person should know before trusting the result
+    notes: tuple[str, ...] = ()  # doubts about the cameras and their unit, in words
 
 
 @dataclass(frozen=True, eq=False)
