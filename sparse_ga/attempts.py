@@ -29,6 +29,7 @@ from sparse_ga.store import Key, Store, digest_of
 
 _ONE_IN = 20  # one photograph in this many, or more, left out or loose: a second attempt
 _LOOSE_DEG = 0.5  # standard deviation of a photograph's rotation
+_FIRMER = 0.9  # share of another attempt's looseness that is less than that
 
 _DECIDES, _LAST = "refine2d", STAGE_NAMES[-1]
 _BEFORE = (*STAGES[: stage_position(_DECIDES) + 1], calibrate.FROM_RECONSTRUCTION)
@@ -67,10 +68,13 @@ class Attempt:
 
     @property
     def looseness_deg(self) -> float:
-        """Root mean square of the registered rotations' standard deviations, degrees; 0 before they are known."""
+        """Root mean square of the registered rotations' standard deviations, degrees; 0 where nothing is known of them
+        yet, infinite where they could not be refined."""
         alignment = self.result.alignment
-        if alignment is None or not alignment.registered.any():
+        if alignment is None:
             return 0.0
+        if not alignment.status.startswith("ok") or not alignment.registered.any():
+            return float("inf")
         return float(np.sqrt((alignment.rotation_sigma_deg**2).mean()))
 
     def is_better(self, other: Attempt) -> bool:
@@ -78,7 +82,9 @@ class Attempt:
 
         How many of them are loose would not tell: where all are, one result may be sound and the other folded.
         """
-        return (self.left_out, self.looseness_deg) < (other.left_out, other.looseness_deg)
+        if self.left_out != other.left_out:
+            return self.left_out < other.left_out
+        return self.looseness_deg < _FIRMER * other.looseness_deg
 
     @property
     def _shows(self) -> Array:

@@ -43,7 +43,7 @@ def job(descriptors: str, predictor: object | None = None) -> Job:
 
 def aligned(values: tuple[float, ...]) -> SimpleNamespace:
     sigma = np.array(values)
-    return SimpleNamespace(registered=sigma > OUT, rotation_sigma_deg=sigma[sigma > OUT])
+    return SimpleNamespace(registered=sigma > OUT, rotation_sigma_deg=sigma[sigma > OUT], status="ok")
 
 
 @pytest.fixture
@@ -116,8 +116,21 @@ def test_of_two_loose_attempts_the_firmer_on_the_whole_stands(tmp_path: Path, ou
     """A view that is 5 degrees off outweighs two that are a degree off, though more views are loose then."""
     outcomes["off"], outcomes["packaged"] = (3.3, 1.2, 1.0, OUT), (1.7, 1.3, 1.0, OUT)
     assert attempt(tmp_path, job("auto"))[0].job.config.forward.descriptors == "packaged"
-    outcomes["off"], outcomes["packaged"] = (0.9, 1.1, 0.7, OUT), (0.2, 5.2, 0.2, OUT)
-    assert attempt(tmp_path, job("auto"))[0].job.config.forward.descriptors == "off"
+    for packaged in ((0.2, 5.2, 0.2, OUT), (0.89, 1.09, 0.69, OUT)):
+        outcomes["off"], outcomes["packaged"] = (0.9, 1.1, 0.7, OUT), packaged
+        assert attempt(tmp_path, job("auto"))[0].job.config.forward.descriptors == "off"
+
+
+def test_an_attempt_that_could_not_be_refined_is_not_the_firmer() -> None:
+    def of(status: str, values: tuple[float, ...]) -> attempts.Attempt:
+        alignment = aligned(values)
+        alignment.status = status
+        views = [SimpleNamespace(mask=np.ones((2, 2), bool)) for _ in values]
+        return attempts.Attempt(job("off"), SimpleNamespace(views=views, alignment=alignment))  # type: ignore[arg-type]
+
+    failed, sound = of("failed: no matches between registered views", (0.0, 0.0)), of("ok; stalled", (LOOSE, LOOSE))
+    assert sound.is_better(failed)
+    assert not failed.is_better(sound)
 
 
 def test_the_first_attempt_stands_where_the_second_is_no_better(tmp_path: Path, outcomes: dict) -> None:

@@ -54,8 +54,8 @@ def refine_views(
     Then every pair is judged by the result: pairs whose matches it contradicts go, dropped pairs that it explains come
     back, unregistered views that it places beyond doubt are added, loosely tied ones are moved to where they fit
     better, and it is solved again. Views left without any agreeing pair are not registered. Gauge as `Alignment`
-    states; `residual_history` is the robust cost of every iteration, `status` starts with ok unless nothing could be
-    refined.
+    states; `residual_history` is the robust cost of every iteration but those of trials, `status` starts with ok unless
+    nothing could be refined.
     """
     inputs = Inputs(views, canonical, pairs, load_matches, config, alignment.intrinsics)
     excluded, against = _dropped(alignment, pairs), _contradicting(alignment, pairs)
@@ -79,9 +79,8 @@ def refine_views(
             break
         current, placed = resect_views(current, inputs, refused)
         if same and not placed.any():
-            current, moved = reposition_loose_views(
-                current, inputs, partial(_solve_once, inputs, excluded=judged), tried
-            )
+            solve = partial(_solve_once, inputs, excluded=judged)
+            current, moved = reposition_loose_views(current, inputs, judged, solve, tried)
             if not moved:
                 break
         placed_again = np.array([placed[list(pair)].any() for pair in pairs], bool)

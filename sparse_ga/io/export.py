@@ -202,8 +202,9 @@ def export(
     """
     job = _Job(reconstruction, Path(out_dir), load_source, config or ExportConfig())
     check_formats(formats)
-    for name in set(formats) & set(WITH_PHOTOGRAPHS):
-        job.photographs(name)  # before anything is written
+    for name in WITH_PHOTOGRAPHS:
+        if name in formats:
+            job.photographs(name)  # before anything is written
     own = {*(sidecar.written(job.out_dir) or ()), *(n for n in _tops(formats) if not (job.out_dir / n).exists())}
     unit = depth_png_unit(reconstruction) if "depth" in formats else sidecar.depth_unit_written(job.out_dir)
 

@@ -135,10 +135,10 @@ def _on_uncertainty(alignment: Alignment) -> str:
     if not loose:
         return ""
     worst = [name for name, good in zip(alignment.names, alignment.registered, strict=True) if good][sigma.argmax()]
+    known = f"is known to {sigma.max():.0f} degrees at best" if sigma.max() < 60 else "is hardly known at all"
     return (
         f"{loose} of {len(sigma)} registered photographs are tied in loosely, so that cameras may be wrong: the "
-        f"rotation of {worst} is known to {sigma.max():.0f} degrees at best; photographs between them and the others "
-        "help, and so do given intrinsics"
+        f"rotation of {worst} {known}; more photographs between them help, and so do given intrinsics"
     )
 
 

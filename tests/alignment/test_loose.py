@@ -18,6 +18,7 @@ from sparse_ga.products import Alignment, CanonicalView
 
 COUNT, LONG = 5, 2.5 * FOCAL
 LAST = COUNT - 1
+NONE = np.zeros(2 * COUNT, bool)  # no pair is excluded
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,33 @@ def test_a_view_on_the_wrong_side_of_its_neighbours_is_placed_anew(
     assert stuck.match_cost > found.match_cost
 
 
+def test_so_it_is_where_its_matches_are_few_among_many(case: Case, turned: tuple) -> None:
+    """What a view's own matches say may hardly show in the cost of all."""
+    crowded = case
+    for p, pair in enumerate(case.pairs):
+        if LAST not in pair:
+            found = case.matches[p]
+            many = found.matches.select(np.tile(np.arange(len(found.matches)), 8))
+            crowded = crowded.changed(p, matches=replace(found, matches=many))
+    assert rotation_errors(refined(crowded, turned), case.scene).max() < 1.0
+
+
+def test_so_it_is_where_the_poses_of_the_others_are_given(case: Case, turned: tuple) -> None:
+    canonical, alignment = turned
+    truth, poses = case.scene.world_from_cam, alignment.world_from_cam.copy()
+    world, found = transforms.similarity_from_points(truth[:LAST, :3, 3], poses[:LAST, :3, 3])
+    assert found
+    scale = np.cbrt(np.linalg.det(world[:3, :3]))
+    poses = world @ poses
+    poses[:, :3, :3] /= scale
+    poses[:LAST] = truth[:LAST]
+    posed = replace(alignment, world_from_cam=poses, anchor_depth=alignment.anchor_depth * scale, metric_frame=True)
+    given = [view if n == LAST else replace(view, world_from_cam=truth[n]) for n, view in enumerate(case.views)]
+    result = refined(case.with_views(given), (canonical, posed))
+    np.testing.assert_array_equal(result.world_from_cam[:LAST], truth[:LAST])
+    assert rotation_errors(result, case.scene).max() < 1.0
+
+
 # ---------------------------------------------------------------- which views are tried, and what is taken
 
 
@@ -75,6 +103,7 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return replace(alignment, match_cost=alignment.match_cost / 100)
 
     monkeypatch.setattr(loose, "_placed_anew", place)
+    monkeypatch.setattr(loose, "_own_cost", lambda alignment, *_: alignment.match_cost)
     return seen
 
 
@@ -91,17 +120,17 @@ def nothing(alignment: Alignment) -> Alignment:
 def test_the_loosest_go_first_and_none_twice(case: Case, trials: list[int]) -> None:
     alignment, inputs = uncertain(case, [0.2, 3.0, 0.3, 5.0, 1.0])
     tried: set[int] = {1}
-    found, moved = reposition_loose_views(alignment, inputs, nothing, tried)
+    found, moved = reposition_loose_views(alignment, inputs, NONE, nothing, tried)
     assert trials == [3, 4]
     assert tried == {1, 3, 4}
     assert moved
     assert found.match_cost == pytest.approx(1e-4)
-    assert reposition_loose_views(found, inputs, nothing, tried) == (found, False)
+    assert reposition_loose_views(found, inputs, NONE, nothing, tried) == (found, False)
 
 
 def test_what_all_views_share_is_no_reason(case: Case, trials: list[int]) -> None:
     alignment, inputs = uncertain(case, [5.0, 5.01, 5.0, 5.02, 5.0])
-    assert reposition_loose_views(alignment, inputs, nothing, set()) == (alignment, False)
+    assert reposition_loose_views(alignment, inputs, NONE, nothing, set()) == (alignment, False)
     assert trials == []
 
 
@@ -109,21 +138,42 @@ def test_given_poses_and_unregistered_views_stay(case: Case, trials: list[int]) 
     alignment, inputs = uncertain(case, [0.2, 0.2, 4.0, 5.0, 6.0])
     alignment = replace(alignment, registered=np.arange(COUNT) != 3)
     views = [replace(view, world_from_cam=np.eye(4)) if n == 4 else view for n, view in enumerate(case.views)]
-    reposition_loose_views(alignment, replace(inputs, views=views), nothing, set())
+    reposition_loose_views(alignment, replace(inputs, views=views), NONE, nothing, set())
     assert trials == [2]
 
 
 def test_of_two_photographs_neither_is_placed_anew(case: Case, trials: list[int]) -> None:
     alignment, inputs = uncertain(case, [0.2, 9.0, 0.0, 0.0, 0.0])
-    reposition_loose_views(replace(alignment, registered=np.arange(COUNT) < 2), inputs, nothing, set())
+    reposition_loose_views(replace(alignment, registered=np.arange(COUNT) < 2), inputs, NONE, nothing, set())
     assert trials == []
 
 
-@pytest.mark.parametrize("cost", [1.0, 0.995, None])
-def test_a_place_that_fits_no_better_is_not_taken(
-    case: Case, monkeypatch: pytest.MonkeyPatch, cost: float | None
+@pytest.mark.parametrize(
+    ("of_all", "own", "taken"), [(1.0, 0.5, True), (1.01, 0.5, False), (0.5, 0.95, False), (None, 0.5, False)]
+)
+def test_a_place_is_taken_where_the_view_fits_better_and_all_no_worse(
+    case: Case, monkeypatch: pytest.MonkeyPatch, of_all: float | None, own: float, taken: bool
 ) -> None:
     alignment, inputs = uncertain(case, [0.2, 0.2, 0.2, 0.2, 4.0])
-    trial = None if cost is None else replace(alignment, match_cost=cost)
+    trial = None if of_all is None else replace(alignment, match_cost=of_all)
     monkeypatch.setattr(loose, "_placed_anew", lambda *_: trial)
-    assert reposition_loose_views(alignment, inputs, nothing, set()) == (alignment, False)
+    monkeypatch.setattr(loose, "_own_cost", lambda of, *_: own if of is trial else 1.0)
+    found, moved = reposition_loose_views(alignment, inputs, NONE, nothing, set())
+    assert moved == taken
+    assert found is (trial if taken else alignment)
+
+
+def test_after_three_views_in_vain_no_more_are_tried(case: Case, trials: list[int]) -> None:
+    alignment, inputs = uncertain(case, [0.2, 9.0, 8.0, 7.0, 6.0])
+    reposition_loose_views(replace(alignment, match_cost=0.0), inputs, NONE, nothing, set())
+    assert trials == [1, 2, 3]
+
+
+def test_the_own_cost_is_that_of_the_views_pairs_that_count(case: Case) -> None:
+    alignment, inputs = uncertain(case, [0.2] * COUNT)
+    of_last = np.array([LAST in pair for pair in case.pairs], bool)
+    both = loose._own_cost(alignment, inputs, np.zeros(len(case.pairs), bool), LAST)
+    one = [loose._own_cost(alignment, inputs, np.arange(len(case.pairs)) == p, LAST) for p in np.flatnonzero(of_last)]
+    assert both == pytest.approx(np.mean(one))  # as many matches in either
+    assert 0 < both < 2.5
+    assert loose._own_cost(alignment, inputs, of_last, LAST) == 0
