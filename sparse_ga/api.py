@@ -99,8 +99,8 @@ def reconstruct(
 
     Returns:
         The reconstruction. Images that could not be tied in are unregistered, with the reason; of several components
-        the largest is returned. World scale is arbitrary unless poses are given. Doubts about the cameras, in
-        words, are in `report.notes`.
+        the largest is returned. World scale is arbitrary unless poses are given. `report.notes` holds doubts
+        about the cameras, in words.
 
     Raises:
         InputError: photographs, masks or cameras that cannot be used; says which and how to mend it.
